@@ -1,0 +1,96 @@
+# The tasks of this project; `make` alone lists them. All run in .venv, which is made on first use
+# and left alone until pyproject.toml or constraints.txt change. Only packages are downloaded.
+
+PYTHON   ?= python3
+EXTRAS   ?= tensorflow,jax,dev
+BACKENDS ?= tensorflow jax torch
+WORKERS  ?= 2
+PYTEST_ARGS ?=
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+comma := ,
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test test-slow lint format clean distclean
+
+help: ## list the tasks
+	@echo "usage: make TASK"
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@echo "variables: PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) BACKENDS=\"$(BACKENDS)\" WORKERS=$(WORKERS) PYTEST_ARGS=\"$(PYTEST_ARGS)\""
+
+venv: $(STAMP) ## create .venv and install the project with its extras
+
+# The interpreter exists before pip does: an environment left half made is removed again.
+$(PY):
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: '$(PYTHON)' was not found. Name a Python of 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed, '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "       Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(STAMP): pyproject.toml constraints.txt | $(PY)
+	@echo "Installing keras-compaware[$(EXTRAS)] into $(VENV); the first time takes minutes."
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP) ## train, compress and export a small network; ends with a table of results
+	$(PY) -m apps.train --config=configs/digits_demo.py --workdir=runs/demo --overwrite
+
+# $(call run-tests,MARKERS,PYTEST ARGUMENTS,PYTEST ARGUMENTS FOR THE FIRST BACKEND ONLY)
+# Runs the tests once on every installed backend, whatever becomes of the others, and fails if one
+# of them failed. One thread per worker: the workers are what keeps the cores busy.
+define run-tests
+results=; failed=0; once='$(3)'; \
+for backend in $(BACKENDS); do \
+  if ! $(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('$$backend') is None)"; then \
+    results="$$results\n  $$backend: not installed, not tested"; continue; \
+  fi; \
+  markers='$(1)'; test $$backend = tensorflow || markers="$$markers and not tensorflow"; \
+  echo "== $$backend: pytest -m \"$$markers\""; \
+  status=0; \
+  env KERAS_BACKEND=$$backend COVERAGE_FILE=.coverage.$$backend \
+    OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
+    $(PY) -m pytest -q -n $(WORKERS) -m "$$markers" $(2) tests $$once $(PYTEST_ARGS) || status=$$?; \
+  once=; \
+  case "$$status $(1)" in \
+    "0 "*) results="$$results\n  $$backend: passed";; \
+    "5 slow") results="$$results\n  $$backend: passed, there are no slow tests for it";; \
+    *) results="$$results\n  $$backend: FAILED (pytest exit status $$status)"; failed=1;; \
+  esac; \
+done; \
+case "$$results" in \
+  *passed*|*FAILED*) ;; \
+  *) echo "error: none of these backends is installed in $(VENV): $(BACKENDS)" >&2; exit 1;; \
+esac
+endef
+
+test: $(STAMP) ## the fast tests on every installed backend, the docstrings' examples, coverage
+	@rm -f .coverage .coverage.*
+	@$(call run-tests,not slow,--cov --cov-report=,--doctest-modules keras_compaware); \
+	$(PY) -m coverage combine --quiet && $(PY) -m coverage report || failed=1; \
+	printf "backends:$$results\n"; exit $$failed
+
+test-slow: $(STAMP) ## the slow tests on every installed backend
+	@$(call run-tests,slow,,); \
+	printf "backends:$$results\n"; exit $$failed
+
+lint: $(STAMP) ## check style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(STAMP) ## mend what the linter can mend, and reformat
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## remove caches, coverage data and built packages; keep .venv and runs
+	rm -rf .coverage .coverage.* htmlcov dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	rm -rf $(VENV)

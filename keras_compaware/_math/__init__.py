@@ -1,0 +1,1 @@
+"""Array mathematics shared by compressors and regularizers (private)."""

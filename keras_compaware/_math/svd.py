@@ -1,0 +1,34 @@
+"""Singular value decomposition of stacks of matrices, and what stands in for it in a step."""
+
+import math
+
+from keras import ops
+
+
+def svd(matrix):
+    """Returns `(left (s, m, k), values (s, k), right (s, k, n))` with k = min(m, n)."""
+    return ops.svd(matrix, full_matrices=False)
+
+
+def polar_factor(matrix, smallest=1e-4):
+    """Returns the orthogonal polar factor U V^T of a stack of matrices by matrix products only.
+
+    Scaled Newton-Schulz iterations x <- 1.5 a x - 0.5 (a x)^3 on the singular values, where the
+    scaling a maps the interval [l, 1] that is known to hold them as evenly around 1 as possible
+    (Chen & Chow, 2014). Singular values of at least `smallest` times the Frobenius norm end within
+    1e-6 of one; smaller ones in between 0 and 1, an all-zero matrix stays zero.
+    """
+    rows, columns = matrix.shape[-2:]
+    if rows > columns:
+        return ops.swapaxes(polar_factor(ops.swapaxes(matrix, -1, -2), smallest), -1, -2)
+    size = ops.max(ops.abs(matrix), axis=(-2, -1), keepdims=True)
+    x = matrix / ops.where(size > 0, size, 1.0)
+    norm = ops.sqrt(ops.sum(ops.square(x), axis=(-2, -1), keepdims=True))
+    x = x / ops.where(norm > 0, norm, 1.0)
+    low = smallest
+    while low < 1.0 - 1e-7:
+        scale = math.sqrt(3.0 / (1.0 + low + low * low))
+        gram = ops.matmul(x, ops.swapaxes(x, -1, -2))
+        x = 1.5 * scale * x - 0.5 * scale**3 * ops.matmul(gram, x)
+        low = 0.5 * scale * low * (3.0 - (scale * low) ** 2)
+    return x

@@ -1,0 +1,657 @@
+"""The vocabulary: compressors, proximal regularizers, codes, targets and actions.
+
+Everything this package does to a kernel is one of two things that Keras users know already: a map
+`kernel -> kernel` (a `keras.constraints.Constraint`) or a penalty `kernel -> scalar` (a
+`keras.regularizers.Regularizer`) that also has a proximal map. *What* it is done to is a `Target`,
+*when* it is done is an action. This module defines these words and imports nothing of the package.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Mapping
+
+import keras
+from keras import ops
+
+PACKAGE = "keras_compaware"
+
+
+def register(cls):
+    """Registers a class for `keras.saving` under this package's name."""
+    return keras.saving.register_keras_serializable(package=PACKAGE)(cls)
+
+
+class Value:
+    """Mixin for frozen dataclasses: the configuration is exactly the constructor's arguments.
+
+    Values are immutable, hashable and compare by their fields, so that compiled functions can be
+    cached by value, and `from_config(get_config())` is an equal value for every class.
+    """
+
+    def get_config(self):
+        """Returns the constructor's arguments by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_config(cls, config):
+        """Builds the value from `get_config()`'s result, nested Keras objects included."""
+        return cls(**{name: _deserialize(value) for name, value in config.items()})
+
+    def replace(self, **changes):
+        """Returns a copy with some arguments changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def _deserialize(value):
+    if isinstance(value, Mapping) and "class_name" in value:
+        return keras.saving.deserialize_keras_object(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_deserialize(item) for item in value)
+    return value
+
+
+def check_number(owner, name, value, low, high, *, low_open=False, optional=False):
+    """Raises unless `value` is a finite number in [low, high] (or (low, high])."""
+    if optional and value is None:
+        return
+    interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(
+            f"{owner}: `{name}` must be a number in {interval}. "
+            f"Received: {value!r} (of type {type(value).__name__})."
+        )
+    inside = (low < value if low_open else low <= value) and value <= high
+    if not inside or not math.isfinite(value):
+        raise ValueError(f"{owner}: `{name}` must be in {interval}. Received: {value!r}.")
+
+
+def check_integer(owner, name, value, low, *, optional=False):
+    """Raises unless `value` is an integer of at least `low`."""
+    if optional and value is None:
+        return
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(
+            f"{owner}: `{name}` must be an integer of at least {low}. "
+            f"Received: {value!r} (of type {type(value).__name__})."
+        )
+    if value < low:
+        raise ValueError(f"{owner}: `{name}` must be at least {low}. Received: {value!r}.")
+
+
+def check_choice(owner, name, value, choices):
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(
+            f"{owner}: `{name}` must be one of {', '.join(map(repr, choices))}. Received: {value!r}."
+        )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class KernelAxes(Value):
+    """Which axes of a kernel are which.
+
+    Axes that are named nowhere are batch axes: the kernel is a stack of independent linear maps
+    along them (the channels of a depthwise convolution).
+
+    Args:
+        inputs: Tuple of axes that run over input units (reduced by the layer).
+        outputs: Tuple of axes that run over output units.
+        spatial: Tuple of axes of the convolution window (reduced by the layer as well).
+        groups: Number of blocks into which the output axis falls, each of which reads its own
+            input channels (grouped convolution). Default 1.
+
+    Example:
+
+    >>> KernelAxes(inputs=(2,), outputs=(3,), spatial=(0, 1)).batch(4)
+    ()
+    """
+
+    inputs: tuple = ()
+    outputs: tuple = ()
+    spatial: tuple = ()
+    groups: int = 1
+
+    def __post_init__(self):
+        for name in ("inputs", "outputs", "spatial"):
+            object.__setattr__(self, name, tuple(int(axis) for axis in getattr(self, name)))
+        named = self.inputs + self.outputs + self.spatial
+        if len(set(named)) != len(named) or any(axis < 0 for axis in named):
+            raise ValueError(
+                "KernelAxes: every axis may have one role only and must not be negative. Received: "
+                f"inputs={self.inputs}, outputs={self.outputs}, spatial={self.spatial}."
+            )
+        check_integer("KernelAxes", "groups", self.groups, 1)
+        if self.groups > 1 and len(self.outputs) != 1:
+            raise ValueError(
+                "KernelAxes: groups > 1 needs exactly one output axis. "
+                f"Received: outputs={self.outputs}."
+            )
+
+    def batch(self, ndim):
+        """Returns the axes of a kernel of `ndim` dimensions that have no role."""
+        named = self.inputs + self.outputs + self.spatial
+        if any(axis >= ndim for axis in named):
+            raise ValueError(f"{self} does not fit a kernel of {ndim} dimensions.")
+        return tuple(axis for axis in range(ndim) if axis not in named)
+
+
+def axes_by_rank(ndim):
+    """Returns the axes of a plain Keras kernel of `ndim` dimensions.
+
+    Two dimensions are a Dense kernel (inputs, outputs); three to five are a Conv1D, Conv2D or
+    Conv3D kernel (window..., inputs, outputs); one dimension is a vector of units.
+
+    >>> axes_by_rank(4)
+    KernelAxes(inputs=(2,), outputs=(3,), spatial=(0, 1), groups=1)
+    """
+    if ndim == 0:
+        return KernelAxes()
+    if ndim == 1:
+        return KernelAxes(inputs=(0,))
+    if ndim > 5:
+        raise ValueError(
+            f"The axes of a kernel of {ndim} dimensions are not known; pass `axes=KernelAxes(...)`."
+        )
+    return KernelAxes((ndim - 2,), (ndim - 1,), tuple(range(ndim - 2)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Code:
+    """What is stored of a compressed tensor.
+
+    Args:
+        parts: Arrays by name; a part that has been compressed further is itself a `Code`.
+        bits: Bits that one stored element of a part takes, by name of the part.
+        payload: Parts that a next compressor may compress, with their axes by name.
+        shape: Shape of the tensor that `decode` restores.
+        dtype: Its dtype.
+        axes: Its axes.
+        counts: Number of stored elements, for parts of which only some are stored (the values
+            that pruning keeps). Default: all elements of the part.
+        mask: Name of the part that tells which payload elements are stored, if not all are.
+    """
+
+    parts: Mapping
+    bits: Mapping
+    payload: Mapping
+    shape: tuple
+    dtype: str
+    axes: KernelAxes
+    counts: Mapping = dataclasses.field(default_factory=dict)
+    mask: str | None = None
+
+    @property
+    def num_bits(self):
+        """Bits of all parts together: what a bit-packed file would hold, without its header."""
+        total = 0
+        for name, part in self.parts.items():
+            if isinstance(part, Code):
+                total += part.num_bits
+            else:
+                count = self.counts.get(name, math.prod(part.shape))
+                total += int(math.ceil(int(count) * self.bits[name]))
+        return total
+
+
+class Compressor(Value, keras.constraints.Constraint):
+    """A lossy codec for one tensor; as a Keras constraint, the map `w -> decode(encode(w))`.
+
+    Subclasses are frozen dataclasses that hold hyper-parameters only: no variables, no masks, no
+    step. They implement `__call__`, `encode` and `decode`; the law
+    `decode(encode(w)) == self(w)` is tested for every one of them (equal bits for selections,
+    1e-6 for factors).
+    """
+
+    needs_decomposition = False
+    """Whether the map needs an SVD or the like and so must stay out of a compiled training step."""
+
+    @property
+    def budget(self):
+        """Name of the argument that a `Ramp` drives, or None."""
+        return None
+
+    def __call__(self, w, axes=None, budget=None):
+        """Returns the compressed kernel, in `w`'s shape and dtype.
+
+        Args:
+            w: Kernel, any float dtype; computed in float32.
+            axes: `KernelAxes`; default: by the kernel's number of dimensions.
+            budget: Scalar (may be traced) that stands in for the argument named by `budget`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__.")
+
+    def encode(self, w, previous=None, axes=None, mask=None):
+        """Returns the `Code` of a kernel.
+
+        Args:
+            w: Kernel.
+            previous: The code of an earlier state of the same kernel, from which an iterative fit
+                may start. It changes speed and the local optimum found, never the kind of result.
+            axes: `KernelAxes`; default: by the kernel's number of dimensions.
+            mask: Boolean tensor of `w`'s shape: the entries that are stored (others are zero).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define encode.")
+
+    def decode(self, code):
+        """Returns the kernel of a code, in its original shape and dtype."""
+        raise NotImplementedError(f"{type(self).__name__} does not define decode.")
+
+    def settle(self, w, axes=None):
+        """Returns a compressor that repeats on later kernels the budget chosen on this one.
+
+        A rank chosen by energy would fall at every application; the callback settles it once.
+        """
+        return self
+
+    def reason_to_skip(self, shape, axes):
+        """Returns why there is nothing to gain on kernels of this shape, or None.
+
+        Raises:
+            ValueError: If the arguments do not fit the shape (a rank above the kernel's).
+        """
+        return None
+
+    def basis_shape(self, shape, axes):
+        """Returns the shape of the basis that the map needs inside a training step, or None."""
+        return None
+
+    def basis(self, w, axes=None):
+        """Returns the basis fitted to a kernel (outside the training step)."""
+        raise ValueError(f"{self} needs no basis.")
+
+    def encode_on(self, basis, w, axes=None):
+        """Returns the code of a kernel for a given basis, by matrix products only."""
+        raise ValueError(f"{self} needs no basis.")
+
+    def refuse_variable(self, w):
+        """Raises if called by Keras as `kernel_constraint=` although a decomposition is needed."""
+        if self.needs_decomposition and isinstance(w, keras.Variable):
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} needs a matrix decomposition, which must not run inside the compiled "
+                f"training step, so it cannot be a `kernel_constraint=`. Received: the variable "
+                f"'{w.path}'. Use the callback `OccasionalCompression({name}(...), every=N)`; to "
+                f"apply the map by hand, pass a tensor: `compressor(layer.kernel.value)`."
+            )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Chain(Compressor):
+    """Compresses the payload of each compressor by the next one.
+
+    Codes are composed, not kernels: quantizing a kernel of rank r would destroy its rank, so
+    `Chain([LowRank(ratio=0.25), UniformQuantization(8)])` quantizes the two factors, and
+    `Chain([MagnitudePruning(0.9), UniformQuantization(4)])` quantizes the values that pruning
+    keeps. The stored bits are counted accordingly.
+
+    Args:
+        compressors: Sequence of at least one `Compressor`, in the order in which they act.
+
+    Example:
+
+    >>> from keras_compaware import MagnitudePruning, UniformQuantization
+    >>>     >>> chain = Chain([MagnitudePruning(0.5), UniformQuantization(8)])
+    >>> chain.encode(np.ones((4, 4), "float32")).num_bits  # mask, 8 codes of 8 bits, a scale
+    112
+    """
+
+    compressors: tuple
+
+    def __post_init__(self):
+        if not isinstance(self.compressors, (list, tuple)) or not self.compressors:
+            raise TypeError(
+                "Chain: `compressors` must be a sequence of at least one Compressor. "
+                f"Received: {self.compressors!r}."
+            )
+        for compressor in self.compressors:
+            if not isinstance(compressor, Compressor):
+                raise TypeError(
+                    "Chain: every member must be a Compressor (constraints that compress nothing "
+                    f"have no code to hand on). Received: {compressor!r}."
+                )
+        object.__setattr__(self, "compressors", tuple(self.compressors))
+
+    @property
+    def needs_decomposition(self):
+        return any(compressor.needs_decomposition for compressor in self.compressors)
+
+    @property
+    def _first(self):
+        return self.compressors[0]
+
+    def __call__(self, w, axes=None, budget=None):
+        self.refuse_variable(w)
+        return self.decode(self.encode(w, axes=axes))
+
+    def encode(self, w, previous=None, axes=None, mask=None):
+        code = self._first.encode(w, axes=axes, previous=_own(previous), mask=mask)
+        return self._compress_payload(code, previous)
+
+    def encode_on(self, basis, w, axes=None):
+        return self._compress_payload(self._first.encode_on(basis, w, axes), None)
+
+    def decode(self, code):
+        rest = self._rest
+        if rest is None:
+            return self._first.decode(code)
+        restored = {name: rest.decode(code.parts[name]) for name in code.payload}
+        return self._first.decode(dataclasses.replace(code, parts={**code.parts, **restored}))
+
+    def settle(self, w, axes=None):
+        first = self._first.settle(w, axes)
+        rest = self.compressors[1:]
+        if rest:
+            code = first.encode(w, axes=axes)
+            name, payload_axes = next(iter(code.payload.items()))
+            settled = self._rest.settle(code.parts[name], payload_axes)
+            rest = settled.compressors if isinstance(settled, Chain) else (settled,)
+        return Chain((first, *rest))
+
+    def reason_to_skip(self, shape, axes):
+        return self._first.reason_to_skip(shape, axes)
+
+    def basis_shape(self, shape, axes):
+        return self._first.basis_shape(shape, axes)
+
+    def basis(self, w, axes=None):
+        return self._first.basis(w, axes)
+
+    @property
+    def _rest(self):
+        if len(self.compressors) == 1:
+            return None
+        return self.compressors[1] if len(self.compressors) == 2 else Chain(self.compressors[1:])
+
+    def _compress_payload(self, code, previous):
+        rest = self._rest
+        if rest is None:
+            return code
+        mask = None if code.mask is None else code.parts[code.mask]
+        compressed = {}
+        for name, axes in code.payload.items():
+            earlier = None if previous is None else previous.parts[name]
+            part = rest.encode(code.parts[name], previous=earlier, axes=axes, mask=mask)
+            if name in code.counts:
+                part = _store_only(part, code.counts[name])
+            compressed[name] = part
+        return dataclasses.replace(code, parts={**code.parts, **compressed})
+
+
+def _own(previous):
+    """The previous code as the first member sees it: without what later members made of it."""
+    if previous is None or any(isinstance(part, Code) for part in previous.parts.values()):
+        return None
+    return previous
+
+
+def _store_only(code, count):
+    """Counts only the stored entries in the parts that have one element per entry."""
+    counts = dict(code.counts)
+    for name, part in code.parts.items():
+        if not isinstance(part, Code) and tuple(part.shape) == tuple(code.shape):
+            counts[name] = count
+    return dataclasses.replace(code, counts=counts)
+
+
+class ProximalRegularizer(Value, keras.regularizers.Regularizer):
+    """A penalty on one tensor together with its proximal map.
+
+    As a Keras regularizer (`kernel_regularizer=`) it adds `self(w)` to the loss. Through `prox` it
+    acts after the optimizer's update instead, which is what gives exact zeros. On one kernel it
+    should act in one of the two ways, never in both.
+    """
+
+    @property
+    def budget(self):
+        """Name of the argument that a `Ramp` drives."""
+        return "strength"
+
+    def __call__(self, w, axes=None):
+        """Returns the penalty, a float32 scalar."""
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__.")
+
+    def prox(self, w, step_size, axes=None, budget=None):
+        """Returns `argmin_z 1/2 ||z - w||^2 + step_size * self(z)`.
+
+        Args:
+            w: Kernel.
+            step_size: Scalar of at least 0, the optimizer's learning rate or its sum over the
+                steps since the last application.
+            axes: `KernelAxes`; default: by the kernel's number of dimensions.
+            budget: Scalar (may be traced) that stands in for `strength`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define prox.")
+
+    def reason_to_skip(self, shape, axes):
+        """Returns why there is nothing to gain on kernels of this shape, or None."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+    """What a map is applied to: usually one kernel, by its name in the tree of layers.
+
+    Args:
+        name: Unique path of layer names and the kernel's attribute: `backbone/conv1/kernel`.
+        variables: The `keras.Variable`s that `read` and `write` touch.
+        axes: Axes of the tensor that `read` returns.
+        layer: The layer that owns the kernel.
+        aliases: Further names under which the same variable is found (tied weights).
+        is_head: Whether the kernel produces an output of the model (the classifier).
+    """
+
+    name: str
+    variables: tuple
+    axes: KernelAxes
+    layer: object = None
+    aliases: tuple = ()
+    is_head: bool = False
+
+    @property
+    def shape(self):
+        """Shape of the tensor that `read` returns."""
+        return tuple(self.variables[0].shape)
+
+    @property
+    def num_parameters(self):
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    def read(self):
+        """Returns the tensor."""
+        return self.variables[0].value
+
+    def write(self, value):
+        """Overwrites the tensor."""
+        variable = self.variables[0]
+        variable.assign(ops.cast(value, variable.dtype))
+
+
+def _check_window(owner, every, begin, end):
+    check_integer(owner, "every", every, 1)
+    check_integer(owner, "begin", begin, 0)
+    check_integer(owner, "end", end, 0, optional=True)
+    if end is not None and end <= begin:
+        raise ValueError(
+            f"{owner}: `end` must be greater than `begin` (steps in (begin, end] are regularized). "
+            f"Received: begin={begin}, end={end}."
+        )
+
+
+def _check_ramp(owner, ramp, subject):
+    if ramp is None:
+        return
+    if not callable(ramp) or not hasattr(ramp, "initial"):
+        raise TypeError(f"{owner}: `ramp` must be a Ramp or None. Received: {ramp!r}.")
+    if getattr(subject, "budget", None) is None:
+        raise ValueError(
+            f"{owner}: {subject} has no budget that a ramp could drive; leave out `ramp`."
+        )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Every(Value):
+    """Action: overwrite the kernel by `constraint(kernel)` every `every` optimizer steps.
+
+    This is the regularization frequency of Lee et al. (2021): nothing else in training changes,
+    and between two firings the weights move freely. With t the number of optimizer steps done, it
+    fires whenever `(t - begin) // every` has grown, for `begin < t <= end`, and once more at the
+    end of training.
+
+    Args:
+        every: Integer of at least 1: the period pNR in optimizer steps.
+        constraint: Any `keras.constraints.Constraint`; a `Compressor` ends exactly compressed.
+        begin: Integer: the last step of the warm-up without compression. Default 0.
+        end: Integer or None: the last step at which it fires. Default None: no end.
+        ramp: `Ramp` that drives the constraint's budget, or None.
+
+    Example:
+
+    >>> Every(200, keras.constraints.MaxNorm(2.0)).every
+    200
+    """
+
+    every: int
+    constraint: keras.constraints.Constraint
+    begin: int = 0
+    end: int | None = None
+    ramp: object = None
+
+    def __post_init__(self):
+        _check_window("Every", self.every, self.begin, self.end)
+        if not isinstance(self.constraint, keras.constraints.Constraint):
+            raise TypeError(
+                "Every: `constraint` must be a keras.constraints.Constraint, for example "
+                f"MagnitudePruning(sparsity=0.9). Received: {self.constraint!r}."
+            )
+        _check_ramp("Every", self.ramp, self.constraint)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Proximal(Value):
+    """Action: apply the regularizer's proximal map every `every` optimizer steps.
+
+    The step size is the learning rate summed over the steps since the last application, so that
+    the objective does not depend on `every`.
+
+    Args:
+        regularizer: A `ProximalRegularizer`.
+        every: Integer of at least 1, in optimizer steps. Default 1.
+        begin: Integer: the last step without it. Default 0.
+        end: Integer or None: the last step at which it acts. Default None: no end.
+        ramp: `Ramp` that drives the regularizer's strength, or None.
+    """
+
+    regularizer: ProximalRegularizer
+    every: int = 1
+    begin: int = 0
+    end: int | None = None
+    ramp: object = None
+
+    def __post_init__(self):
+        _check_window("Proximal", self.every, self.begin, self.end)
+        _check_regularizer("Proximal", self.regularizer)
+        _check_ramp("Proximal", self.ramp, self.regularizer)
+
+
+def _check_regularizer(owner, regularizer):
+    if not isinstance(regularizer, ProximalRegularizer):
+        raise TypeError(
+            f"{owner}: `regularizer` must be a ProximalRegularizer, for example GroupLasso(1e-4). "
+            f"Received: {regularizer!r}."
+        )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Penalty(Value):
+    """Action: add the regularizer to the loss, as `kernel_regularizer=` does.
+
+    Args:
+        regularizer: Any `keras.regularizers.Regularizer`.
+    """
+
+    regularizer: keras.regularizers.Regularizer
+
+    def __post_init__(self):
+        if not isinstance(self.regularizer, keras.regularizers.Regularizer):
+            raise TypeError(
+                "Penalty: `regularizer` must be a keras.regularizers.Regularizer. "
+                f"Received: {self.regularizer!r}."
+            )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class StraightThrough(Value):
+    """Action: run the layer with the compressed kernel and pass the gradient to the latent one.
+
+    Args:
+        compressor: A `Compressor`.
+        every: Integer: for compressors that need a decomposition, the number of optimizer steps
+            after which the callback refreshes their basis. Default 100.
+    """
+
+    compressor: Compressor
+    every: int = 100
+
+    def __post_init__(self):
+        check_integer("StraightThrough", "every", self.every, 1)
+        _check_compressor("StraightThrough", self.compressor)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class AtEnd(Value):
+    """Action: compress once, at the end of training.
+
+    After other compressors of the same rule it compresses their payload (see `Chain`): low rank
+    every 100 steps and 8 bits at the end leave two factors of 8 bits.
+
+    Args:
+        compressor: A `Compressor`.
+    """
+
+    compressor: Compressor
+
+    def __post_init__(self):
+        _check_compressor("AtEnd", self.compressor)
+
+
+def _check_compressor(owner, compressor):
+    if not isinstance(compressor, Compressor):
+        raise TypeError(
+            f"{owner}: `compressor` must be a Compressor, for example LowRank(ratio=0.25). "
+            f"Received: {compressor!r}."
+        )
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Skip(Value):
+    """Action: leave the kernel alone.
+
+    Args:
+        reason: Text that the plan shows. Default "left alone by a rule".
+    """
+
+    reason: str = "left alone by a rule"
+
+
+ACTIONS = (Every, Proximal, Penalty, StraightThrough, AtEnd, Skip)
+
+
+def as_kernel(w, axes):
+    """Returns `(w as float32 tensor, axes, function that casts a result back to w's dtype)`."""
+    tensor = ops.convert_to_tensor(w)
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if "float" not in dtype:
+        raise TypeError(f"A kernel must have a float dtype. Received: {dtype}.")
+    axes = axes_by_rank(len(tensor.shape)) if axes is None else axes
+    axes.batch(len(tensor.shape))
+    return ops.cast(tensor, "float32"), axes, lambda result: ops.cast(result, dtype)

@@ -1,0 +1,174 @@
+"""Compaction: the same function in fewer parameters."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_compaware.compact.factorise import (
+    FACTORISABLE,
+    factorised_layer,
+    find_factorisation,
+)
+from keras_compaware.compact.rebuild import clone
+from keras_compaware.compact.strip import plain_config, stripped_layer
+from keras_compaware.layers import Compressed
+
+TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class CompactRow:
+    """What compaction did with one layer.
+
+    Args:
+        name: Name of the layer.
+        layer: Class name.
+        before: Number of parameters before.
+        after: Number of parameters after.
+        note: What was done, or why nothing was.
+    """
+
+    name: str
+    layer: str
+    before: int
+    after: int
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CompactResult:
+    """A compacted model and how it came about; `print` shows a table.
+
+    Args:
+        model: The new model: plain Keras layers only.
+        rows: Tuple of `CompactRow`s, one for each layer that was considered.
+        max_error: Largest difference between the outputs of the two models on random inputs,
+            relative to the largest output.
+    """
+
+    model: keras.Model
+    rows: tuple
+    max_error: float
+
+    def __str__(self):
+        header = ("layer", "class", "parameters", "what happened")
+        cells = [header] + [
+            (row.name, row.layer, f"{row.before} -> {row.after}", row.note) for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in cells) for column in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]])
+            for line in cells
+        ]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def compact(model):
+    """Returns a smaller model that computes the same function, in plain Keras layers.
+
+    Straight-through wrappers are replaced by their layers with the compressed kernels, and
+    regularizers and constraints of this package are taken off; then every Dense and convolution
+    layer whose kernel has low rank becomes a `Sequential` of two layers under the old name,
+    provided that this saves parameters and multiply-accumulates. No recipe is needed: the rank is
+    read off the kernels. The file of the new model loads with plain `keras.models.load_model`.
+
+    Regularizers of the kernel are not taken over to its factors. A compiled model stays compiled,
+    with a fresh optimizer of the same configuration.
+
+    Args:
+        model: A Sequential or functional model, nested ones included. It is not changed.
+
+    Returns:
+        A `CompactResult`.
+
+    Raises:
+        ValueError: If the model is subclassed.
+        RuntimeError: If the outputs of the new model differ from those of the old one.
+
+    Example:
+
+    >>> import numpy as np
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, name="wide")])
+    >>> model.layers[0].kernel.assign(np.outer(np.arange(64.0), np.ones(64)))
+    >>> print(compact(model))
+    layer  class  parameters   what happened
+    ----------------------------------------------
+    wide   Dense  4160 -> 192  rank 1 of 64
+    """
+    rows, fills = [], []
+
+    def change(layer):
+        inner = layer.layer if isinstance(layer, Compressed) else layer
+        new, fill = stripped_layer(layer)
+        if isinstance(inner, FACTORISABLE) and inner.built:
+            reason, found = _factorisation(layer, inner)
+            if found is not None:
+                new, fill = factorised_layer(inner, found, plain_config(inner))
+            rows.append(_row(inner, found, reason))
+        fills.append((new, fill))
+        return new, None
+
+    small = clone(model, change)
+    for new, fill in fills:
+        fill(new)
+    max_error = _compare(model, small)
+    return CompactResult(small, tuple(rows), max_error)
+
+
+def _factorisation(layer, inner):
+    """Returns `(reason, None)` or `("", Factorisation)`."""
+    if getattr(inner, "quantization_mode", None) is not None:
+        return f"quantized by Keras ({inner.quantization_mode})", None
+    if getattr(inner, "lora_enabled", False):
+        return "LoRA is enabled", None
+    kernel = inner.kernel.value
+    if isinstance(layer, Compressed):
+        for target in layer.targets:
+            if target.variables[0] is inner.kernel:
+                compressor = layer.compressor.settle(kernel, target.axes)
+                kernel = compressor(kernel, axes=target.axes)
+    found = find_factorisation(inner, ops.convert_to_numpy(ops.cast(kernel, "float32")))
+    return (found, None) if isinstance(found, str) else ("", found)
+
+
+def _row(layer, found, reason):
+    before = sum(math.prod(weight.shape) for weight in layer.weights)
+    if found is None:
+        return CompactRow(layer.name, type(layer).__name__, before, before, f"as it is: {reason}")
+    after = before - math.prod(layer.kernel.shape) + found.num_parameters
+    note = f"rank {found.rank} of {found.full_rank}"
+    if not isinstance(layer, keras.layers.Dense):
+        note += f", {found.split} split"
+    return CompactRow(layer.name, type(layer).__name__, before, after, note)
+
+
+def _compare(model, small):
+    is_sequential = isinstance(model, keras.Sequential)
+    inputs = model.inputs[0] if is_sequential else model.input
+    inputs = keras.tree.map_structure(_random_input, inputs)
+    expected = keras.tree.flatten(model(inputs, training=False))
+    received = keras.tree.flatten(small(inputs, training=False))
+    error = 0.0
+    for before, after in zip(expected, received, strict=True):
+        before = ops.convert_to_numpy(ops.cast(before, "float32"))
+        after = ops.convert_to_numpy(ops.cast(after, "float32"))
+        scale = max(float(np.max(np.abs(before))), float(np.finfo(np.float32).tiny))
+        error = max(error, float(np.max(np.abs(before - after))) / scale)
+    if not error <= TOLERANCE:
+        raise RuntimeError(
+            f"compact: the outputs of the new model differ by {error:.2g} (relative), more than "
+            f"{TOLERANCE:g}, so it is not returned. Please report the model's architecture; a layer "
+            "whose output depends on more than its inputs and weights can be the reason."
+        )
+    return error
+
+
+def _random_input(tensor):
+    shape = [2 if axis == 0 and size is None else size or 32 for axis, size in enumerate(tensor.shape)]
+    if "float" not in tensor.dtype:
+        return ops.zeros(shape, tensor.dtype)
+    values = np.random.default_rng(0).uniform(-1.0, 1.0, shape)
+    return ops.cast(values, tensor.dtype)

@@ -1,0 +1,172 @@
+"""A layer whose kernel has low rank, as two smaller layers."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_compaware._math.axes import matricise, matrix_shape
+from keras_compaware._math.svd import svd
+from keras_compaware.base import KernelAxes
+
+CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+FACTORISABLE = (keras.layers.Dense, *CONVOLUTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Factorisation:
+    """Two factors that stand in for a kernel.
+
+    Args:
+        split: "channel" or "spatial".
+        rank: Rank of each of the kernel's matrices.
+        full_rank: The largest rank they could have.
+        left: Kernel of the first layer.
+        right: Kernel of the second layer.
+    """
+
+    split: str
+    rank: int
+    full_rank: int
+    left: np.ndarray
+    right: np.ndarray
+
+    @property
+    def num_parameters(self):
+        return self.left.size + self.right.size
+
+
+def find_factorisation(layer, kernel):
+    """Returns the `Factorisation` that saves most without loss, or the reason why there is none.
+
+    The rank is the numerical one: singular values of at most max(m, n) * 2^-23 times the largest
+    count as zero. A factorisation must save parameters and multiply-accumulates.
+
+    Args:
+        layer: A layer of one of the `FACTORISABLE` classes.
+        kernel: Its kernel, a float32 array.
+    """
+    axes = _kernel_axes(layer)
+    splits = ("channel", "spatial") if len(axes.spatial) > 1 and max(kernel.shape[1:-2]) > 1 else ("channel",)
+    best, reasons = None, []
+    for split in splits:
+        stack, rows, columns = matrix_shape(kernel.shape, axes, split)
+        matrix, _ = matricise(ops.convert_to_tensor(kernel, "float32"), axes, split)
+        left, values, right = (ops.convert_to_numpy(part) for part in svd(matrix))
+        rank = _numerical_rank(values, rows, columns)
+        if not _saves(layer, kernel, split, rank, stack * rank * (rows + columns)):
+            reasons.append(f"rank {rank} of {min(rows, columns)} ({split}) saves nothing")
+            continue
+        root = np.sqrt(values[:, :rank])
+        first, second = _layer_kernels(
+            left[:, :, :rank] * root[:, None, :],
+            right[:, :rank, :] * root[:, :, None],
+            kernel.shape,
+            axes,
+            split,
+        )
+        found = Factorisation(split, rank, min(rows, columns), first, second)
+        if best is None or found.num_parameters < best.num_parameters:
+            best = found
+    return best if best is not None else "; ".join(reasons)
+
+
+def factorised_layer(layer, found, config):
+    """Returns `(Sequential of two plain layers, function that fills its variables)`.
+
+    Strides and dilation go with the window axes, bias and activation into the second layer.
+
+    Args:
+        layer: The layer that is replaced.
+        found: Its `Factorisation`.
+        config: Its configuration, already stripped.
+    """
+    if isinstance(layer, keras.layers.Dense):
+        first, second = {"units": found.rank}, {"units": layer.units}
+    else:
+        first, second = _convolution_configs(layer, found)
+    kind = type(layer)
+    shared = {**config, "kernel_regularizer": None, "kernel_constraint": None}
+    plain = {"use_bias": False, "activation": "linear", "bias_regularizer": None}
+    plain |= {"activity_regularizer": None, "bias_constraint": None}
+    sequence = keras.Sequential(
+        [
+            kind.from_config({**shared, **plain, **first, "name": f"{layer.name}_left"}),
+            kind.from_config({**shared, **second, "name": f"{layer.name}_right"}),
+        ],
+        name=layer.name,
+        trainable=layer.trainable,
+    )
+
+    def fill(built):
+        left, right = built.layers
+        left.kernel.assign(found.left)
+        right.kernel.assign(found.right)
+        if layer.use_bias:
+            right.bias.assign(layer.bias.value)
+
+    return sequence, fill
+
+
+def _kernel_axes(layer):
+    if isinstance(layer, keras.layers.Dense):
+        return KernelAxes((0,), (1,))
+    rank = layer.rank
+    return KernelAxes((rank,), (rank + 1,), tuple(range(rank)), layer.groups)
+
+
+def _numerical_rank(values, rows, columns):
+    """Largest rank in the stack, at least one."""
+    tolerance = max(rows, columns) * np.finfo(np.float32).eps
+    above = values > tolerance * np.maximum(values[:, :1], np.finfo(np.float32).tiny)
+    return max(1, int(above.sum(axis=-1).max()))
+
+
+def _saves(layer, kernel, split, rank, parameters):
+    if parameters >= kernel.size:
+        return False
+    if split == "channel":
+        return True  # both layers run at the positions of the output: the same ratio
+    # Between the two layers only the first window axis is strided.
+    window, (inputs, outputs) = kernel.shape[:-2], kernel.shape[-2:]
+    strides = [layer.strides] * layer.rank if isinstance(layer.strides, int) else layer.strides
+    positions = 1.0 / math.prod(strides)
+    before = kernel.size * positions
+    first = window[0] * inputs * rank * layer.groups / strides[0]
+    second = math.prod(window[1:]) * rank * outputs * positions
+    return first + second < before
+
+
+def _layer_kernels(left, right, shape, axes, split):
+    """Folds factors (stack, rows, r) and (stack, r, columns) into kernels of two layers."""
+    stack, _, rank = left.shape
+    if not axes.spatial:
+        return left[0], right[0]
+    window, inputs = shape[:-2], shape[-2]
+    inner = window if split == "channel" else (window[0],) + (1,) * (len(window) - 1)
+    outer = (1,) * len(window) if split == "channel" else (1, *window[1:])
+    first = np.moveaxis(left, 0, 1).reshape(*inner, inputs, stack * rank)
+    second = right.reshape(stack, rank, math.prod(outer), -1)
+    second = second.transpose(2, 1, 0, 3).reshape(*outer, rank, shape[-1])
+    return first, second
+
+
+def _convolution_configs(layer, found):
+    ones = (1,) * layer.rank
+    strides, dilation = (
+        tuple(value) if isinstance(value, (tuple, list)) else (value,) * layer.rank
+        for value in (layer.strides, layer.dilation_rate)
+    )
+    filters = {"filters": found.rank * layer.groups}
+    if found.split == "channel":
+        first = {"kernel_size": tuple(layer.kernel_size), "strides": strides, "dilation_rate": dilation}
+        second = {"kernel_size": ones, "strides": ones, "dilation_rate": ones}
+    else:
+        window = tuple(layer.kernel_size)
+        first, second = {}, {}
+        for name, values in (("kernel_size", window), ("strides", strides), ("dilation_rate", dilation)):
+            first[name] = (values[0], *ones[1:])
+            second[name] = (1, *values[1:])
+    return {**first, **filters}, second

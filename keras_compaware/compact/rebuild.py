@@ -1,0 +1,60 @@
+"""Building a model again with other layers, and copying models."""
+
+import copy
+
+import keras
+
+
+def copy_model(model):
+    """Returns an independent copy of a model: architecture, weights and compiled state."""
+    return copy.deepcopy(model)
+
+
+def clone(model, change):
+    """Returns a new model in which layers are replaced, with the old weights.
+
+    Args:
+        model: A Sequential or functional model; nested ones are entered, shared layers stay shared.
+        change: Function `layer -> (new layer for the graph, layer that takes the old weights)`;
+            with None as the second, the weights are not copied. Called once per layer.
+
+    Raises:
+        ValueError: If the model is subclassed, since its graph is not known.
+    """
+    if not isinstance(model, (keras.Sequential, keras.Model)) or not _has_graph(model):
+        raise ValueError(
+            f"The model '{model.name}' ({type(model).__name__}) is subclassed: its layers can be "
+            "compressed in training, but not replaced, since Keras does not know how they are "
+            "connected. Build it as a functional or Sequential model."
+        )
+    copies = []
+
+    def clone_function(operation):
+        if not isinstance(operation, keras.Layer):
+            return type(operation).from_config(operation.get_config())
+        new, receiver = change(operation)
+        if receiver is not None:
+            copies.append((operation, receiver))
+        return new
+
+    cloned = keras.models.clone_model(model, clone_function=clone_function, recursive=True)
+    for old, new in copies:
+        copy_weights(old, new)
+    return cloned
+
+
+def copy_weights(old, new):
+    """Copies all variables of a layer into another one of the same structure."""
+    for source, destination in zip(old.variables, new.variables, strict=True):
+        destination.assign(source.value)
+
+
+def same_layer(layer):
+    """Returns a new layer of the same configuration."""
+    return type(layer).from_config(layer.get_config())
+
+
+def _has_graph(model):
+    return isinstance(model, keras.Sequential) or isinstance(
+        getattr(model, "operations", None), (list, tuple)
+    )

@@ -1,0 +1,5 @@
+"""Layers: the straight-through wrapper."""
+
+from keras_compaware.layers.compressed import Compressed
+
+__all__ = ["Compressed"]

@@ -1,0 +1,503 @@
+"""Recipes: which action applies to which kernel of a model."""
+
+import collections
+import dataclasses
+
+import keras
+
+from keras_compaware.base import (
+    ACTIONS,
+    AtEnd,
+    Chain,
+    Compressor,
+    Every,
+    Penalty,
+    Proximal,
+    Skip,
+    StraightThrough,
+    Value,
+    register,
+)
+from keras_compaware.compact.rebuild import clone, copy_model
+from keras_compaware.kernels import check_where, find_targets, matches, reason_to_skip
+from keras_compaware.layers import Compressed
+from keras_compaware.training import Assignment, CompressionCallback
+from keras_compaware.training.firing import overwrite
+
+_REGULARIZER_ARGUMENT = {
+    "kernel": "kernel_regularizer",
+    "embeddings": "embeddings_regularizer",
+    "depthwise_kernel": "depthwise_regularizer",
+    "pointwise_kernel": "pointwise_regularizer",
+}
+
+
+@register
+class Rule(Value):
+    """Actions for the kernels that a selection takes.
+
+    Args:
+        where: A regular expression that is searched in target names (`backbone/conv1/kernel`), a
+            layer, a class of layers, a function `target -> bool`, or None: all but the layers that
+            produce the model's outputs.
+        *actions: One or more actions: `Every`, `Proximal`, `Penalty`, `StraightThrough`, `AtEnd`
+            or `Skip`.
+
+    Example:
+
+    >>> from keras_compaware import Every, MagnitudePruning, Skip
+    >>> rules = [Rule("head", Skip()), Rule(keras.layers.Dense, Every(100, MagnitudePruning(0.9)))]
+    """
+
+    def __init__(self, where, *actions):
+        check_where("Rule", where)
+        if not actions:
+            raise ValueError(f"Rule({where!r}): give at least one action, for example Skip().")
+        for action in actions:
+            if not isinstance(action, ACTIONS):
+                raise TypeError(
+                    f"Rule({where!r}): every action must be one of "
+                    f"{', '.join(kind.__name__ for kind in ACTIONS)}. Received: {action!r}. "
+                    "A compressor is put into an action: Every(100, MagnitudePruning(0.9))."
+                )
+        _check_combination(where, actions)
+        self.where = where
+        self.actions = actions
+
+    def get_config(self):
+        """Returns the configuration; classes of layers are stored by their registered name."""
+        where = self.where
+        if isinstance(where, type):
+            where = {"layer_class": keras.saving.get_registered_name(where), "module": where.__module__}
+            where["name"] = self.where.__name__
+        elif isinstance(where, keras.layers.Layer):
+            raise ValueError(
+                f"A rule for the layer object '{where.name}' cannot be saved; select by name: "
+                f"Rule('{where.name}/', ...)."
+            )
+        return {"where": where, "actions": self.actions}
+
+    @classmethod
+    def from_config(cls, config):
+        where = config["where"]
+        if isinstance(where, dict) and "layer_class" in where:
+            where = _layer_class(where)
+        elif isinstance(where, dict):
+            where = keras.saving.deserialize_keras_object(where)
+        actions = config["actions"]
+        if isinstance(actions, dict):
+            actions = keras.saving.deserialize_keras_object(actions)
+        actions = [
+            keras.saving.deserialize_keras_object(a) if isinstance(a, dict) else a for a in actions
+        ]
+        return cls(where, *actions)
+
+    def __eq__(self, other):
+        return isinstance(other, Rule) and (self.where, self.actions) == (other.where, other.actions)
+
+    def __hash__(self):
+        return hash((self.where, self.actions))
+
+    def __repr__(self):
+        where = self.where.__name__ if isinstance(self.where, type) else repr(self.where)
+        return f"Rule({', '.join([where, *map(str, self.actions)])})"
+
+
+def _layer_class(config):
+    registered = keras.saving.get_registered_object(config["layer_class"])
+    found = registered or getattr(keras.layers, config["name"], None)
+    if found is None:
+        raise ValueError(
+            f"The layer class '{config['layer_class']}' of a rule is not known. Register it with "
+            "keras.saving.register_keras_serializable before loading the recipe."
+        )
+    return found
+
+
+def _check_combination(where, actions):
+    kinds = [type(action) for action in actions]
+    for kind in (StraightThrough, Proximal, Penalty, AtEnd):
+        if kinds.count(kind) > 1:
+            raise ValueError(f"Rule({where!r}): {kind.__name__} may be given once only.")
+    if Skip in kinds and len(kinds) > 1:
+        raise ValueError(f"Rule({where!r}): Skip stands alone. Received: {list(actions)}.")
+    if Proximal in kinds and Penalty in kinds:
+        raise ValueError(
+            f"Rule({where!r}): a kernel is regularized through the loss (Penalty) or by the "
+            "proximal map (Proximal), not by both."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRow:
+    """What a recipe does with one kernel.
+
+    Args:
+        name: The target's name.
+        layer: Class name of its layer.
+        shape: Shape of the kernel.
+        actions: Actions that apply, in order; empty if it is left alone.
+        reason: Why it is left alone, or "".
+    """
+
+    name: str
+    layer: str
+    shape: tuple
+    actions: tuple
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a recipe does with every kernel of a model; `print` shows it as a table.
+
+    Args:
+        rows: Tuple of `PlanRow`s in the order of the model's layers.
+        assignments: Tuple of `Assignment`s.
+    """
+
+    rows: tuple
+    assignments: tuple
+
+    def to_json(self):
+        """Returns the rows as plain JSON values."""
+        return [
+            {
+                "name": row.name,
+                "layer": row.layer,
+                "shape": list(row.shape),
+                "actions": [str(action) for action in row.actions],
+                "reason": row.reason,
+            }
+            for row in self.rows
+        ]
+
+    def __str__(self):
+        header = ("kernel", "layer", "shape", "what happens")
+        cells = [header] + [
+            (
+                row.name,
+                row.layer,
+                "x".join(map(str, row.shape)),
+                " + ".join(map(_brief, row.actions)) or f"left alone: {row.reason}",
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in cells) for column in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]])
+            for line in cells
+        ]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _brief(value):
+    """`repr` of a value without the arguments that have their default."""
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_brief, value))}]"
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    shown = [
+        f"{field.name}={_brief(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != field.default
+    ]
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+@register
+class Recipe(Value):
+    """An ordered list of rules: which kernels of a model are compressed, how and when.
+
+    For every kernel the first rule that matches wins. A rule that takes no kernel is an error (a
+    typo must not train for a day uncompressed); what is left alone is listed in the plan with its
+    reason.
+
+    Args:
+        rules: Sequence of `Rule`s.
+        strict: Whether kernels that cannot be compressed (unknown layers, frozen ones) are an
+            error. Default False: they are listed in the plan.
+
+    Example:
+
+    >>> from keras_compaware import Every, LowRank, Skip
+    >>> model = keras.Sequential(
+    ...     [keras.Input((32,)), keras.layers.Dense(64, name="hidden"),
+    ...      keras.layers.Dense(10, name="head")])
+    >>> recipe = Recipe([Rule("head", Skip()), Rule(keras.layers.Dense, Every(200, LowRank(rank=4)))])
+    >>> print(recipe.plan(model))
+    kernel         layer  shape  what happens
+    ---------------------------------------------------------------------------------
+    hidden/kernel  Dense  32x64  Every(every=200, constraint=LowRank(rank=4))
+    head/kernel    Dense  64x10  left alone: left alone by a rule
+    """
+
+    def __init__(self, rules, strict=False):
+        rules = tuple(rules)
+        if not rules:
+            raise ValueError("Recipe: give at least one rule.")
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                raise TypeError(
+                    "Recipe: `rules` must be a sequence of Rule(where, *actions). "
+                    f"Received: {rule!r}."
+                )
+        self.rules = rules
+        self.strict = bool(strict)
+
+    def get_config(self):
+        return {"rules": self.rules, "strict": self.strict}
+
+    @classmethod
+    def from_config(cls, config):
+        rules = config["rules"]
+        if isinstance(rules, dict):
+            rules = keras.saving.deserialize_keras_object(rules)
+        rules = [keras.saving.deserialize_keras_object(r) if isinstance(r, dict) else r for r in rules]
+        return cls(rules, config["strict"])
+
+    def __eq__(self, other):
+        return isinstance(other, Recipe) and self.get_config() == other.get_config()
+
+    def __hash__(self):
+        return hash((self.rules, self.strict))
+
+    def __repr__(self):
+        return f"Recipe([{', '.join(map(repr, self.rules))}])"
+
+    def plan(self, model):
+        """Returns the `Plan` for a model. Nothing is changed.
+
+        Raises:
+            ValueError: If a rule takes no kernel, or an action does not fit a kernel.
+        """
+        targets, skipped = find_targets(model)
+        taken = collections.Counter()
+        rows, assignments = [], []
+        for target in targets:
+            number = self._first_match(target)
+            actions, reason = self._actions_for(target, number)
+            if number is not None:
+                taken[number] += 1
+            if actions:
+                assignments.append(Assignment(target, actions))
+            kind = type(target.layer).__name__
+            rows.append(PlanRow(target.name, kind, target.shape, actions, reason))
+        for entry in skipped:
+            rows.append(PlanRow(entry.name, type(entry.layer).__name__, (), (), entry.reason))
+        self._check_rules_take_something(taken, targets, skipped, model)
+        if self.strict and skipped:
+            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in skipped)
+            raise ValueError(f"Recipe(strict=True): some kernels cannot be compressed: {reasons}.")
+        return Plan(tuple(rows), tuple(assignments))
+
+    def wrap(self, model):
+        """Returns the model with what acts inside the layers: wrappers and penalties.
+
+        A new model with copied weights where a rule has `StraightThrough` or `Penalty`, else the
+        model itself. A compiled model stays compiled, with a fresh optimizer.
+        """
+        inside = [
+            (assignment.target, action)
+            for assignment in self.plan(model).assignments
+            for action in assignment.actions
+            if isinstance(action, (StraightThrough, Penalty))
+        ]
+        if not inside:
+            return model
+        wrappers, penalties = {}, collections.defaultdict(dict)
+        for target, action in inside:
+            if isinstance(action, StraightThrough):
+                wrappers.setdefault(id(target.layer), action)
+            else:
+                penalties[id(target.layer)][_regularizer_argument(target)] = action.regularizer
+
+        def change(layer):
+            config = layer.get_config()
+            config.update(penalties.get(id(layer), {}))
+            new = type(layer).from_config(config)
+            action = wrappers.get(id(layer))
+            if action is None:
+                return new, new
+            return Compressed(new, action.compressor, every=action.every), new
+
+        wrapped = clone(model, change)
+        for layer in wrapped._flatten_layers():
+            if isinstance(layer, Compressed):
+                layer.refresh()
+        return wrapped
+
+    def callbacks(self, model):
+        """Returns the callbacks for `fit`, as a list.
+
+        Raises:
+            ValueError: If the model must be wrapped first.
+        """
+        assignments = self.plan(model).assignments
+        wrapped = {
+            id(inner)
+            for layer in model._flatten_layers()
+            if isinstance(layer, Compressed)
+            for inner in layer._flatten_layers()
+        }
+        for assignment in assignments:
+            needs = any(isinstance(action, StraightThrough) for action in assignment.actions)
+            if needs and id(assignment.target.layer) not in wrapped:
+                raise ValueError(
+                    f"The rule for '{assignment.target.name}' has StraightThrough, but its layer is "
+                    "not wrapped. Train the wrapped model: `model = recipe.wrap(model)` before "
+                    "compiling, then `recipe.callbacks(model)`."
+                )
+        return [CompressionCallback(assignments)]
+
+    def final_compressors(self, model):
+        """Returns `{target name: Compressor}`: what holds exactly when training has ended.
+
+        Several compressors on one target are chained.
+        """
+        finals = {}
+        for assignment in self.plan(model).assignments:
+            compressors = [
+                subject
+                for action in assignment.actions
+                for subject in [getattr(action, "constraint", getattr(action, "compressor", None))]
+                if isinstance(subject, Compressor)
+            ]
+            if compressors:
+                only = len(compressors) == 1
+                finals[assignment.target.name] = compressors[0] if only else Chain(compressors)
+        return finals
+
+    def _first_match(self, target):
+        for number, rule in enumerate(self.rules):
+            if matches(rule.where, target):
+                return number
+        return None
+
+    def _actions_for(self, target, number):
+        if number is None:
+            reason = "it produces the model's output" if target.is_head else "no rule takes it"
+            return (), reason
+        actions = self.rules[number].actions
+        if isinstance(actions[0], Skip):
+            return (), actions[0].reason
+        for action in actions:
+            for name in ("constraint", "compressor", "regularizer"):
+                reason = reason_to_skip(getattr(action, name, None), target)
+                if reason:
+                    return (), reason
+        return actions, ""
+
+    def _check_rules_take_something(self, taken, targets, skipped, model):
+        for number, rule in enumerate(self.rules):
+            if taken[number]:
+                continue
+            matched = [target for target in targets if matches(rule.where, target)]
+            hopeless = [entry for entry in skipped if matches(rule.where, entry)]
+            known = ", ".join(target.name for target in targets) or "none"
+            if matched:
+                first = self._first_match(matched[0])
+                why = f"'{matched[0].name}' is taken by rule {first + 1}, {self.rules[first]!r}"
+            elif hopeless:
+                why = f"it matches only what cannot be compressed: {hopeless[0].name}: {hopeless[0].reason}"
+            else:
+                why = f"kernels of the model '{model.name}': {known}"
+            raise ValueError(f"Rule {number + 1}, {rule!r}, takes no kernel: {why}.")
+
+
+def _regularizer_argument(target):
+    attribute = target.name.rsplit("/", 1)[-1]
+    argument = _REGULARIZER_ARGUMENT.get(attribute)
+    if argument is None or argument not in target.layer.get_config():
+        raise ValueError(
+            f"Penalty: the layer of '{target.name}' ({type(target.layer).__name__}) takes no "
+            "regularizer for this kernel. Use Proximal(...), which acts after the optimizer."
+        )
+    return argument
+
+
+class OccasionalCompression(CompressionCallback):
+    """Overwrites kernels by their compressed form every N optimizer steps of `fit`.
+
+    The method of Lee et al. (2021): nothing else in training changes, between two firings the
+    weights move freely, and N is a regularization knob next to the compression ratio. Training
+    ends exactly compressed. See `CompressionCallback` for how steps are counted.
+
+    Args:
+        constraint: A `Compressor` (or any `keras.constraints.Constraint`).
+        every: Integer of at least 1: the period N in optimizer steps.
+        begin: Integer: the last step of the warm-up without compression. Default 0.
+        end: Integer or None: the last step at which it fires. Default None: no end.
+        where: Which kernels: a regular expression on target names, a layer, a class of layers, a
+            function of a target, or None (default): all but those that produce the model's
+            outputs.
+        ramp: `Ramp` that drives the constraint's budget, or None.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_compaware import MagnitudePruning
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(2)])
+    >>> model.compile("sgd", "mse")
+    >>> callback = OccasionalCompression(MagnitudePruning(0.75), every=10)
+    >>> _ = model.fit(np.ones((64, 8)), np.ones((64, 2)), callbacks=[callback], verbose=0)
+    >>> int(np.sum(keras.ops.convert_to_numpy(model.layers[0].kernel) != 0))
+    32
+    """
+
+    def __init__(self, constraint, every, begin=0, end=None, where=None, ramp=None):
+        super().__init__()
+        self._recipe = Recipe([Rule(where, Every(every, constraint, begin, end, ramp))])
+
+    def _resolve(self, model):
+        plan = self._recipe.plan(model)
+        if not plan.assignments:
+            raise ValueError(f"OccasionalCompression: there is nothing to compress.\n{plan}")
+        return plan.assignments
+
+
+def compress(model, recipe):
+    """Returns a copy of the model, compressed once, without training.
+
+    For every target the compressors of its actions are applied one after the other (on codes, see
+    `Chain`); proximal maps and penalties, which only make sense while training, are left out.
+
+    Args:
+        model: A built Keras model of any kind that can be saved.
+        recipe: A `Recipe`, or a `Compressor` for all kernels but those of the outputs.
+
+    Returns:
+        A new model; the given one is not touched.
+
+    Raises:
+        ValueError: If the recipe has no compressor, or does not fit the model.
+
+    Example:
+
+    >>> from keras_compaware import MagnitudePruning
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+    >>> small = compress(model, MagnitudePruning(0.5))
+    >>> int(keras.ops.count_nonzero(small.layers[0].kernel))
+    16
+    """
+    recipe = as_recipe(recipe)
+    if not recipe.final_compressors(model):
+        raise ValueError(
+            f"compress: {recipe!r} has no compressor for any kernel; proximal maps and penalties "
+            "act in training only."
+        )
+    copy = copy_model(model)
+    finals = recipe.final_compressors(copy)
+    for target in find_targets(copy)[0]:
+        if target.name in finals:
+            overwrite(target, finals[target.name].settle(target.read(), target.axes))
+    return copy
+
+
+def as_recipe(recipe):
+    """Returns a `Recipe`; a compressor or constraint stands for `Every` step on all kernels."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Compressor):
+        return Recipe([Rule(None, AtEnd(recipe))])
+    raise TypeError(f"Expected a Recipe or a Compressor. Received: {recipe!r}.")

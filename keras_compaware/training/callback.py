@@ -1,0 +1,408 @@
+"""The callback that compresses every N optimizer steps, on every backend."""
+
+import dataclasses
+import sys
+import threading
+import time
+
+import keras
+
+from keras_compaware.base import (
+    AtEnd,
+    Chain,
+    Compressor,
+    Every,
+    Proximal,
+    StraightThrough,
+    Target,
+)
+from keras_compaware.layers.compressed import Compressed, compressed_layers
+from keras_compaware.training.firing import overwrite, shrink_towards
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """A target and the actions that apply to it, in order.
+
+    Args:
+        target: A `Target`.
+        actions: Tuple of actions (`Every`, `Proximal`, `AtEnd`, ...).
+    """
+
+    target: Target
+    actions: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Firing:
+    """What one firing did.
+
+    Args:
+        step: Number of optimizer steps done.
+        seconds: Wall time.
+        distortion: ||C(w) - w|| / ||w|| by the target's name.
+        final: Whether it is the compression at the end of training.
+    """
+
+    step: int
+    seconds: float
+    distortion: dict
+    final: bool = False
+
+
+class CompressionCallback(keras.callbacks.Callback):
+    """Carries out actions on kernels during `fit`: every N optimizer steps and at the end.
+
+    A kernel is overwritten after optimizer step t whenever `(t - begin) // every` has grown, once
+    if several firings are due (several steps per execution). Steps are those of
+    `optimizer.iterations`, so gradient accumulation, a partial last batch, `initial_epoch` and a
+    resumed run count right. Between firings the model is not touched. When training ends, every
+    target is exactly compressed; put callbacks that change or save weights at the end
+    (`EarlyStopping(restore_best_weights=True)`, `ModelCheckpoint`) accordingly: the first kind
+    before this one in the list, the second after it.
+
+    Usually made by `Recipe.callbacks` or as `OccasionalCompression`. In a custom training loop
+    call `step(model, n)` after optimizer step n and `finish(model)` at the end.
+
+    Args:
+        assignments: Sequence of `Assignment`s, for one model. `Compressed` layers of the model
+            are looked after (their bases refreshed) without being assigned.
+
+    Attributes:
+        firings: List of `Firing`s so far.
+
+    Raises:
+        ValueError: When training begins, if the targets do not belong to the model, or other
+            callbacks would undo the final compression.
+        FloatingPointError: If a target holds NaN or infinity at a firing.
+    """
+
+    def __init__(self, assignments=()):
+        super().__init__()
+        self.firings = []
+        self._assignments = tuple(assignments)
+        self._jobs = None
+        self._settled = {}
+        self._applied = {}
+        self._start = None
+
+    # ---- Keras hooks --------------------------------------------------------------------------
+
+    def on_train_begin(self, logs=None):
+        self._prepare(self.model)
+        self._refuse_callbacks_that_undo(_sibling_callbacks())
+        self._thread = threading.get_ident()
+        self._start = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Not earlier: callbacks that restore a checkpoint do so when training begins.
+        if self._start is None:
+            self._begin(self._read_step())
+        self._batches_seen = 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # `fit(callbacks=callback)`, without a list, runs the hooks at the end of a batch on other
+        # threads on JAX and PyTorch. Then the firing after a step happens here, before the next.
+        self._count(batch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if threading.get_ident() == self._thread:
+            self._count(batch + 1)
+
+    def on_test_begin(self, logs=None):
+        if self._start is not None and self._pending():
+            self._fire(self._read_step())
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._pending():
+            self._fire(self._read_step())
+
+    def on_train_end(self, logs=None):
+        model = self.model
+        self._finish(int(model.optimizer.iterations))
+        self._start = None
+
+    # ---- custom training loops ----------------------------------------------------------------
+
+    def step(self, model, n):
+        """Tells that optimizer step `n` (1, 2, ...) of a custom loop is done; fires if due.
+
+        On JAX the model's variables must hold the current state when this is called.
+        """
+        if self._start is None:
+            self._prepare(model)
+            self._begin(n - 1)
+        if n >= self._next:
+            self._fire(n)
+        self._known = n
+
+    def finish(self, model):
+        """Ends a custom loop: every target of the model is exactly compressed afterwards."""
+        if self._start is None:
+            self._prepare(model)
+            self._begin(0)
+        self._finish(self._known)
+        self._start = None
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def get_state(self):
+        """Returns what an interrupted run must restore, as plain JSON values."""
+        return {
+            "settled": {
+                key: keras.saving.serialize_keras_object(compressor)
+                for key, compressor in self._settled.items()
+            },
+            "applied": dict(self._applied),
+        }
+
+    def set_state(self, state):
+        """Restores `get_state()`'s result before `fit` goes on."""
+        self._settled = {
+            key: keras.saving.deserialize_keras_object(config)
+            for key, config in state["settled"].items()
+        }
+        self._applied = {key: int(step) for key, step in state["applied"].items()}
+
+    # ---- inside -------------------------------------------------------------------------------
+
+    def _resolve(self, model):
+        """Returns the assignments for a model."""
+        known = {id(variable) for variable in model.variables}
+        for assignment in self._assignments:
+            if any(id(variable) not in known for variable in assignment.target.variables):
+                raise ValueError(
+                    f"{type(self).__name__}: the target '{assignment.target.name}' does not belong "
+                    "to the model that is being trained. Make the callbacks for this very model, "
+                    "after wrapping or loading it: `recipe.callbacks(model)`."
+                )
+        return self._assignments
+
+    def _prepare(self, model):
+        assignments = self._resolve(model)
+        self._optimizer = _innermost(getattr(model, "optimizer", None))
+        self._jobs = [
+            _Job(assignment.target, action, f"{assignment.target.name}#{number}")
+            for assignment in assignments
+            for number, action in enumerate(assignment.actions)
+            if isinstance(action, (Every, Proximal))
+        ]
+        self._wrappers = compressed_layers(model)
+        self._jobs += [
+            _Job(wrapper, wrapper, f"{wrapper.name}#basis")
+            for wrapper in self._wrappers
+            if wrapper.bases
+        ]
+        self._finals = _final_compressors(assignments, self._wrappers)
+
+    def _begin(self, step):
+        self._start = self._known = step
+        self._batches = self._batches_seen = 0
+        self._learning_rate = _LearningRate(self._optimizer)
+        accumulation = getattr(self._optimizer, "gradient_accumulation_steps", None)
+        self._accumulation = accumulation or 1
+        for job in self._jobs:
+            job.fired = job.count(step)
+        self._next = min((job.next_due() for job in self._jobs), default=float("inf"))
+
+    def _count(self, batches_of_epoch):
+        """Notes that so many batches of the epoch are done; fires if a firing may be due."""
+        self._batches += max(0, batches_of_epoch - self._batches_seen)
+        self._batches_seen = max(self._batches_seen, batches_of_epoch)
+        if self._pending():
+            self._fire(self._read_step())
+
+    def _pending(self):
+        # At most: a partial accumulation may have been under way at the last reading.
+        at_most = (self._batches + self._accumulation - 1) // self._accumulation
+        return self._known + at_most >= self._next
+
+    def _read_step(self):
+        model = self.model  # On JAX this moves the trainer's state into the variables.
+        return int(model.optimizer.iterations)
+
+    def _fire(self, step):
+        self._known, self._batches = step, 0
+        due = [job for job in self._jobs if job.count(step) > job.fired]
+        if due:
+            started = time.perf_counter()
+            distortion = {}
+            for job in due:
+                distortion[job.target.name] = self._act(job, step)
+                job.fired = job.count(step)
+            self.firings.append(Firing(step, time.perf_counter() - started, distortion))
+        self._next = min((job.next_due() for job in self._jobs), default=float("inf"))
+
+    def _act(self, job, step):
+        action = job.action
+        if isinstance(action, Compressed):
+            action.refresh()
+            return 0.0
+        ramp = action.ramp
+        if isinstance(action, Every):
+            subject = self._settle(job.key, job.target, action.constraint)
+            budget = None if ramp is None else ramp(step, getattr(subject, subject.budget))
+            return overwrite(job.target, subject, budget)
+        return self._shrink(job, step)
+
+    def _shrink(self, job, step):
+        action = job.action
+        since = max(self._applied.get(job.key, self._start), action.begin)
+        last = step if action.end is None else min(step, action.end)
+        budget = None if action.ramp is None else action.ramp(step, action.regularizer.strength)
+        step_size = self._learning_rate.summed(since, last)
+        self._applied[job.key] = step
+        return shrink_towards(job.target, action.regularizer, step_size, budget)
+
+    def _settle(self, key, target, constraint):
+        if not isinstance(constraint, Compressor):
+            return constraint
+        if key not in self._settled:
+            self._settled[key] = constraint.settle(target.read(), target.axes)
+        return self._settled[key]
+
+    def _finish(self, step):
+        """Applies what is left of the proximal maps, then compresses every target exactly."""
+        started = time.perf_counter()
+        distortion = {}
+        for job in self._jobs:
+            if isinstance(job.action, Proximal):
+                last = step if job.action.end is None else min(step, job.action.end)
+                if last > max(self._applied.get(job.key, self._start), job.action.begin):
+                    distortion[job.target.name] = self._shrink(job, step)
+        for target, compressors in self._finals:
+            members = [
+                self._settle(f"{target.name}#{number}", target, compressor)
+                for number, compressor in compressors
+            ]
+            compressor = members[0] if len(members) == 1 else Chain(members)
+            distortion[target.name] = overwrite(target, compressor)
+        for wrapper in self._wrappers:
+            wrapper.refresh()
+        if distortion:
+            seconds = time.perf_counter() - started
+            self.firings.append(Firing(step, seconds, distortion, final=True))
+
+    def _refuse_callbacks_that_undo(self, callbacks):
+        if self not in callbacks or not self._finals:
+            return
+        own = callbacks.index(self)
+        for place, callback in enumerate(callbacks):
+            name = type(callback).__name__
+            if place > own and getattr(callback, "restore_best_weights", False):
+                raise ValueError(
+                    f"{name}(restore_best_weights=True) comes after {type(self).__name__} in the "
+                    "list of callbacks and would undo the final compression when training ends. "
+                    f"Expected order: callbacks=[{name}(...), {type(self).__name__}(...)]."
+                )
+            if isinstance(callback, keras.callbacks.ModelCheckpoint) and callback.save_best_only:
+                self._refuse_uncompressed_best(callback, place > own)
+
+    def _refuse_uncompressed_best(self, checkpoint, after):
+        steps = (self.params or {}).get("steps")
+        periods = {job.action.every for job in self._jobs if isinstance(job.action, Every)}
+        aligned = steps and checkpoint.save_freq == "epoch"
+        aligned = aligned and all(steps % every == 0 for every in periods)
+        if aligned and after:
+            return
+        raise ValueError(
+            "ModelCheckpoint(save_best_only=True) would keep the weights of an epoch's end at which "
+            f"they are not compressed: an epoch has {steps} steps and compression happens every "
+            f"{', '.join(map(str, sorted(periods)))} steps. Expected: every=N that divides the "
+            f"steps of an epoch, and the checkpoint after {type(self).__name__} in the list; or "
+            "save_best_only=False and the model after training, which is compressed; or compress "
+            "the loaded best model once with `compress(model, recipe)`."
+        )
+
+
+class _Job:
+    """An action on a target together with how often it has fired."""
+
+    def __init__(self, target, action, key):
+        self.target, self.action, self.key = target, action, key
+        self.begin = getattr(action, "begin", 0)
+        self.end = getattr(action, "end", None)
+        self.every = action.every
+        self.fired = 0
+
+    def count(self, step):
+        """Number of firings up to an optimizer step."""
+        if self.end is not None:
+            step = min(step, self.end)
+        return max(0, (step - self.begin) // self.every)
+
+    def next_due(self):
+        """First step after which it fires again."""
+        due = self.begin + (self.fired + 1) * self.every
+        return float("inf") if self.end is not None and due > self.end else due
+
+
+class _LearningRate:
+    """The learning rate, summed over optimizer steps."""
+
+    samples = 8
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        config = {} if optimizer is None else optimizer.get_config().get("learning_rate")
+        is_schedule = isinstance(config, dict) and config
+        self._schedule = keras.optimizers.schedules.deserialize(config) if is_schedule else None
+
+    def summed(self, first, last):
+        """Sum over the steps first + 1 .. last: exact up to 8 steps, else by the midpoint rule."""
+        if self._optimizer is None:
+            raise ValueError(
+                "A proximal map needs the learning rate of the model's optimizer. Compile the "
+                "model with the optimizer of the custom loop, or use a projection (`Every`)."
+            )
+        number = last - first
+        if number <= 0:
+            return 0.0
+        if self._schedule is None:
+            return number * float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+        samples = min(number, self.samples)
+        width = number / samples
+        points = [first + (index + 0.5) * width - 0.5 for index in range(samples)]
+        return width * sum(float(keras.ops.convert_to_numpy(self._schedule(p))) for p in points)
+
+
+def _innermost(optimizer):
+    """The optimizer inside wrappers such as `LossScaleOptimizer`."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def _final_compressors(assignments, wrappers):
+    """Returns `[(target, [(number of the action, compressor), ...]), ...]` for the end."""
+    finals, covered = [], set()
+    for assignment in assignments:
+        compressors = []
+        for number, action in enumerate(assignment.actions):
+            subject = getattr(action, "constraint", getattr(action, "compressor", None))
+            is_compressing = isinstance(action, (Every, StraightThrough, AtEnd))
+            if is_compressing and isinstance(subject, Compressor):
+                compressors.append((number, subject))
+        if compressors:
+            finals.append((assignment.target, compressors))
+            covered.update(id(variable) for variable in assignment.target.variables)
+    for wrapper in wrappers:
+        for target in wrapper.targets:
+            if id(target.variables[0]) not in covered:
+                finals.append((target, [("layer", wrapper.compressor)]))
+    return finals
+
+
+def _sibling_callbacks():
+    """The list of callbacks of the running `fit`, or an empty list.
+
+    Keras hands a callback no reference to the others; the `CallbackList` that is calling
+    `on_train_begin` is found on the call stack.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList):
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return []
