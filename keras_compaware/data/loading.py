@@ -57,7 +57,7 @@ def load(
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     load("digits", data_dir=folder, cache_dir=folder)
-        Dataset(digits 1.0.0: 809 train, 90 validation, 898 test; image (8, 8, 1), 10 classes)
+        Dataset(digits 1.0.0: 811 train, 90 validation, 896 test; image (8, 8, 1), 10 classes)
     """
     if not isinstance(name, str) or not name.strip():
         raise TypeError(f"`name` must be the name of a data set. Received: {name!r}")

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import functools
 import re
+import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -57,7 +58,9 @@ def source(name: str, data_dir: str | None, image_size: tuple[int, int] | None) 
     image_shape, resized = _image_shape(name, image, image_size)
     if not label.num_classes:
         raise ValueError(f"The feature {label_key!r} of {name!r} does not say how many classes.")
-    _prepare(tfds, builder, name, data_dir)
+    if not _is_prepared(builder):
+        _prepare(builder, name, data_dir)
+        builder = _builder(tfds, name, data_dir)  # as the folder says, whoever has written it
 
     splits = builder.info.splits
     test_split = "test" if "test" in splits else "validation"
@@ -221,12 +224,12 @@ def _image_shape(
     return (*image_size, shape[2]), shape[:2] != tuple(image_size)
 
 
-def _prepare(tfds: Any, builder: Any, name: str, data_dir: str | None) -> None:
+def _prepare(builder: Any, name: str, data_dir: str | None) -> None:
     """Downloads and prepares a data set, or says within seconds why that cannot be."""
-    if builder.is_prepared():
-        return
     place = folders.resolve_data_dir(data_dir)
-    failure = f"The data set {name!r} is not prepared in {place} and cannot be fetched: "
+    urls = builder.url_infos or {}
+    verb = "fetched" if urls else "made"
+    failure = f"The data set {name!r} is not prepared in {place} and cannot be {verb}: "
     versions = [v for v in folders.prepared_versions(place, name) if v != str(builder.version)]
     if versions:
         base = name.partition(":")[0]
@@ -238,23 +241,28 @@ def _prepare(tfds: Any, builder: Any, name: str, data_dir: str | None) -> None:
             " Name the folder that holds it by `data_dir` (or $TFDS_DATA_DIR), or run this once "
             "with a network connection. The data set 'digits' needs neither."
         )
-    wanted = _not_downloaded(builder.url_infos or {}, Path(place, "downloads"))
+    wanted = _not_downloaded(urls, Path(place, "downloads"))
     failures = unreachable(wanted)
     hosts = {urllib.parse.urlsplit(url).netloc for url in wanted}
     if failures and hosts <= failures.keys():
         reasons = ", ".join(f"{host} ({reason})" for host, reason in failures.items())
         raise FileNotFoundError(f"{failure}no server answers: {reasons}.{remedy}")
     try:
-        with _few_retries():
+        # What TFDS prints about it is no result of the program that asks.
+        with _few_retries(), contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
     except ImportError as error:
         raise ImportError(
             f"Preparing the data set {name!r} needs a package that is missing here: {error}"
         ) from error
     except Exception as error:
-        if builder.is_prepared():  # another process was faster
+        if _is_prepared(builder):  # another process was faster
             return
         raise FileNotFoundError(f"{failure}{_first_line(error)}{remedy}") from error
+
+
+def _is_prepared(builder: Any) -> bool:
+    return Path(builder.data_path).is_dir() and builder.is_prepared()
 
 
 def _not_downloaded(url_infos: dict[str, Any], downloads: Path) -> list[str]:
@@ -302,12 +310,17 @@ def _chunks(
             image = tensorflow.cast(tensorflow.ensure_shape(image, resize_to), tensorflow.uint8)
         return image, example[label_key]
 
+    skipped = {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image) and key != image_key
+    }
     try:
         examples = builder.as_dataset(
             split=split,
             shuffle_files=False,
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-            decoders=tfds.decode.PartialDecoding({image_key: True, label_key: True}),
+            decoders=skipped or None,
         )
         examples = examples.map(pair, num_parallel_calls=tensorflow.data.AUTOTUNE)
         yield from examples.batch(_CHUNK).prefetch(2).as_numpy_iterator()
