@@ -1,0 +1,142 @@
+"""Keras model -> bytes of a .tflite file. Needs the TensorFlow backend of Keras."""
+
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Name, shape (batch dimension included, None where undefined) and dtype of an input."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+class ConversionError(Exception):
+    """The converter refused a model.
+
+    Attributes:
+        reason: "select" (needs TensorFlow's own kernels), "custom" (needs kernels that nobody
+            has), "batch" (needs a fixed batch size), "load" (a saved model could not be loaded)
+            or "other".
+        operations: the TensorFlow operations at fault, such as "MatrixInverse".
+        places: where they stand in the model, such as "functional/block/inverse".
+        message: what the converter said, shortened.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        operations: tuple[str, ...] = (),
+        places: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.operations = tuple(operations)
+        self.places = tuple(places)
+
+
+def convert(
+    model: keras.Model,
+    structure: Any,
+    inputs: list[Spec],
+    outputs: list[str],
+    *,
+    allow_select_ops: bool,
+) -> bytes:
+    """Converts a model to a LiteRT flatbuffer with the signature "serving_default".
+
+    Args:
+        model: a built model on the TensorFlow backend.
+        structure: what the model is called with, as a nested structure of placeholders.
+        inputs: one spec per leaf of `structure`, in order; their names become the signature's.
+        outputs: names of the model's outputs, flattened; they become the signature's.
+        allow_select_ops: allows operations that need the Flex delegate.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ConversionError: the converter refused.
+    """
+    import tensorflow as tf
+
+    def serve(*flat: Any) -> dict[str, Any]:
+        results = keras.tree.flatten(
+            call_model(model, keras.tree.pack_sequence_as(structure, list(flat)))
+        )
+        named = zip(outputs, results, strict=True)
+        return {name: tf.identity(keras.ops.convert_to_tensor(value)) for name, value in named}
+
+    # The converter freezes the variables that the module tracks. It does not find those of a
+    # Keras 3 model by itself: it would write a file that computes with uninitialised weights.
+    module = tf.Module()
+    module.model_variables = [variable.value for variable in model.variables]
+    module.serve = tf.function(
+        serve, input_signature=[tf.TensorSpec(i.shape, i.dtype, i.name) for i in inputs]
+    )
+    try:
+        function = module.serve.get_concrete_function()
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+        if allow_select_ops:
+            converter.target_spec.supported_ops = [
+                tf.lite.OpsSet.TFLITE_BUILTINS,
+                tf.lite.OpsSet.SELECT_TF_OPS,
+            ]
+        return converter.convert()
+    except Exception as error:
+        raise _explained(error) from error
+
+
+def call_model(model: keras.Model, inputs: Any) -> Any:
+    """Calls a model in inference mode.
+
+    Args:
+        model: any built model.
+        inputs: its inputs, in the structure that it expects.
+
+    Returns:
+        Its outputs.
+    """
+    parameters = inspect.signature(model.call).parameters.values()
+    if any(p.name == "training" or p.kind is p.VAR_KEYWORD for p in parameters):
+        return model(inputs, training=False)
+    return model(inputs)
+
+
+def _explained(error: Exception) -> ConversionError:
+    message = str(error)
+    operations, places = [], []
+    for item in getattr(error, "errors", []):  # of the converter's own errors
+        operations.append(item.operator.name.removeprefix("tf."))
+        places += re.findall(r'name: "([^"@]*/[^"@]*)/[^"@/]*@', str(item.location))[:1]
+    if "TensorList" in message:
+        reason = "batch"
+    elif "ERROR_NEEDS_FLEX_OPS" in message:
+        reason = "select"
+    elif "ERROR_NEEDS_CUSTOM_OPS" in message:
+        reason = "custom"
+    else:
+        reason = "other"
+    found = re.findall(r"^(?:TF Select|Custom) ops: (.+)$", message, flags=re.MULTILINE)
+    operations += [name for names in found for name in names.split(", ")]
+    return ConversionError(
+        reason,
+        _shortened(message),
+        tuple(dict.fromkeys(filter(None, operations))),
+        tuple(dict.fromkeys(places)),
+    )
+
+
+def _shortened(message: str, limit: int = 600) -> str:
+    lines = [line.strip() for line in message.splitlines()]
+    wanted = [line for line in lines if "error:" in line] or [line for line in lines if line]
+    text = "; ".join(dict.fromkeys(wanted))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
