@@ -1,0 +1,48 @@
+"""What all tests share: a backend, a seed, and the folder of optional data sets."""
+
+import importlib.util
+import os
+import pathlib
+
+import pytest
+
+# Keras reads these when it is first imported, which is after this file.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "KERAS_BACKEND" not in os.environ:
+    os.environ["KERAS_BACKEND"] = next(
+        (name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)),
+        "tensorflow",
+    )
+
+DATA_DIR_VARIABLE = "KERAS_COMPAWARE_DATA_DIR"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `tensorflow` where Keras runs on another backend."""
+    backend = os.environ["KERAS_BACKEND"]
+    if backend == "tensorflow":
+        return
+    skip = pytest.mark.skip(reason=f"needs KERAS_BACKEND=tensorflow, which is {backend!r}")
+    for item in items:
+        if item.get_closest_marker("tensorflow"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Gives every test the same random numbers, in whatever order the tests run."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """The folder of data sets that the tests must not download; skips where there is none."""
+    value = os.environ.get(DATA_DIR_VARIABLE)
+    if not value:
+        pytest.skip(f"{DATA_DIR_VARIABLE} is not set to a folder of data sets")
+    path = pathlib.Path(value)
+    if not path.is_dir():
+        pytest.skip(f"{DATA_DIR_VARIABLE}={value} is not an existing folder")
+    return path
