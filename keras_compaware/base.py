@@ -103,7 +103,6 @@ class KernelAxes(Value):
             input channels (grouped convolution). Default 1.
 
     Example:
-
     >>> KernelAxes(inputs=(2,), outputs=(3,), spatial=(0, 1)).batch(4)
     ()
     """
@@ -166,11 +165,13 @@ class Code:
         bits: Bits that one stored element of a part takes, by name of the part.
         payload: Parts that a next compressor may compress, with their axes by name.
         shape: Shape of the tensor that `decode` restores.
-        dtype: Its dtype.
+        dtype: Its dtype, a string.
         axes: Its axes.
         counts: Number of stored elements, for parts of which only some are stored (the values
             that pruning keeps). Default: all elements of the part.
         mask: Name of the part that tells which payload elements are stored, if not all are.
+        split: For a product of two factors, which matrices the parts "left" and "right" multiply
+            to: "channel" or "spatial"; else None.
     """
 
     parts: Mapping
@@ -181,6 +182,10 @@ class Code:
     axes: KernelAxes
     counts: Mapping = dataclasses.field(default_factory=dict)
     mask: str | None = None
+    split: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "dtype", keras.backend.standardize_dtype(self.dtype))
 
     @property
     def num_bits(self):
@@ -291,9 +296,9 @@ class Chain(Compressor):
         compressors: Sequence of at least one `Compressor`, in the order in which they act.
 
     Example:
-
     >>> from keras_compaware import MagnitudePruning, UniformQuantization
-    >>>     >>> chain = Chain([MagnitudePruning(0.5), UniformQuantization(8)])
+    >>> import numpy as np
+    >>> chain = Chain([MagnitudePruning(0.5), UniformQuantization(8)])
     >>> chain.encode(np.ones((4, 4), "float32")).num_bits  # mask, 8 codes of 8 bits, a scale
     112
     """
@@ -510,7 +515,6 @@ class Every(Value):
         ramp: `Ramp` that drives the constraint's budget, or None.
 
     Example:
-
     >>> Every(200, keras.constraints.MaxNorm(2.0)).every
     200
     """

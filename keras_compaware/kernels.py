@@ -38,7 +38,6 @@ def register_kernels(layer_class, **kernels):
         **kernels: By attribute name: a `KernelAxes`, or a function `layer -> KernelAxes`.
 
     Example:
-
     >>> class Scale(keras.layers.Layer):
     ...     def build(self, input_shape):
     ...         self.mixing = self.add_weight(shape=(input_shape[-1], 4))

@@ -5,6 +5,7 @@ import dataclasses
 
 import keras
 
+from keras_compaware._graph import has_graph
 from keras_compaware.base import (
     ACTIONS,
     AtEnd,
@@ -21,6 +22,7 @@ from keras_compaware.base import (
 from keras_compaware.compact.rebuild import clone, copy_model
 from keras_compaware.kernels import check_where, find_targets, matches, reason_to_skip
 from keras_compaware.layers import Compressed
+from keras_compaware.layers.compressed import compressed_layers
 from keras_compaware.training import Assignment, CompressionCallback
 from keras_compaware.training.firing import overwrite
 
@@ -68,8 +70,7 @@ class Rule(Value):
         """Returns the configuration; classes of layers are stored by their registered name."""
         where = self.where
         if isinstance(where, type):
-            where = {"layer_class": keras.saving.get_registered_name(where), "module": where.__module__}
-            where["name"] = self.where.__name__
+            where = {"layer_class": _class_name(where)}
         elif isinstance(where, keras.layers.Layer):
             raise ValueError(
                 f"A rule for the layer object '{where.name}' cannot be saved; select by name: "
@@ -103,9 +104,22 @@ class Rule(Value):
         return f"Rule({', '.join([where, *map(str, self.actions)])})"
 
 
+def _class_name(layer_class):
+    registered = keras.saving.get_registered_name(layer_class)
+    if _find_class(registered) is not layer_class:
+        raise ValueError(
+            f"A rule for the layer class {layer_class.__name__} cannot be saved, since it could not "
+            "be found again. Register the class with keras.saving.register_keras_serializable."
+        )
+    return registered
+
+
+def _find_class(name):
+    return keras.saving.get_registered_object(name) or getattr(keras.layers, name, None)
+
+
 def _layer_class(config):
-    registered = keras.saving.get_registered_object(config["layer_class"])
-    found = registered or getattr(keras.layers, config["name"], None)
+    found = _find_class(config["layer_class"])
     if found is None:
         raise ValueError(
             f"The layer class '{config['layer_class']}' of a rule is not known. Register it with "
@@ -152,7 +166,8 @@ class Plan:
     """What a recipe does with every kernel of a model; `print` shows it as a table.
 
     Args:
-        rows: Tuple of `PlanRow`s in the order of the model's layers.
+        rows: Tuple of `PlanRow`s in the order of the model's layers; kernels that cannot be
+            compressed come last.
         assignments: Tuple of `Assignment`s.
     """
 
@@ -216,7 +231,7 @@ class Recipe(Value):
     Args:
         rules: Sequence of `Rule`s.
         strict: Whether kernels that cannot be compressed (unknown layers, frozen ones) are an
-            error. Default False: they are listed in the plan.
+            error unless a rule with `Skip` takes them. Default False: they are listed in the plan.
 
     Example:
 
@@ -272,8 +287,9 @@ class Recipe(Value):
             ValueError: If a rule takes no kernel, or an action does not fit a kernel.
         """
         targets, skipped = find_targets(model)
+        self._refuse_unknown_outputs(model)
         taken = collections.Counter()
-        rows, assignments = [], []
+        rows, assignments, waived = [], [], set()
         for target in targets:
             number = self._first_match(target)
             actions, reason = self._actions_for(target, number)
@@ -285,9 +301,14 @@ class Recipe(Value):
             rows.append(PlanRow(target.name, kind, target.shape, actions, reason))
         for entry in skipped:
             rows.append(PlanRow(entry.name, type(entry.layer).__name__, (), (), entry.reason))
+            number = self._first_match(entry, _matches_skipped)
+            if number is not None and isinstance(self.rules[number].actions[0], Skip):
+                taken[number] += 1
+                waived.add(entry.name)
         self._check_rules_take_something(taken, targets, skipped, model)
-        if self.strict and skipped:
-            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in skipped)
+        open_questions = [entry for entry in skipped if entry.name not in waived]
+        if self.strict and open_questions:
+            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in open_questions)
             raise ValueError(f"Recipe(strict=True): some kernels cannot be compressed: {reasons}.")
         return Plan(tuple(rows), tuple(assignments))
 
@@ -295,13 +316,19 @@ class Recipe(Value):
         """Returns the model with what acts inside the layers: wrappers and penalties.
 
         A new model with copied weights where a rule has `StraightThrough` or `Penalty`, else the
-        model itself. A compiled model stays compiled, with a fresh optimizer.
+        model itself, so that wrapping twice changes nothing. A compiled model stays compiled, with
+        a fresh optimizer.
+
+        Raises:
+            ValueError: If the model is subclassed, or a layer cannot be replaced or has another
+                regularizer already.
         """
         inside = [
             (assignment.target, action)
             for assignment in self.plan(model).assignments
             for action in assignment.actions
             if isinstance(action, (StraightThrough, Penalty))
+            and not _is_inside(model, assignment.target, action)
         ]
         if not inside:
             return model
@@ -310,9 +337,13 @@ class Recipe(Value):
             if isinstance(action, StraightThrough):
                 wrappers.setdefault(id(target.layer), action)
             else:
-                penalties[id(target.layer)][_regularizer_argument(target)] = action.regularizer
+                argument = _regularizer_argument(target)
+                _refuse_second_regularizer(target, argument)
+                penalties[id(target.layer)][argument] = action.regularizer
+        changed = set()
 
         def change(layer):
+            changed.add(id(layer))
             config = layer.get_config()
             config.update(penalties.get(id(layer), {}))
             new = type(layer).from_config(config)
@@ -322,33 +353,38 @@ class Recipe(Value):
             return Compressed(new, action.compressor, every=action.every), new
 
         wrapped = clone(model, change)
-        for layer in wrapped._flatten_layers():
-            if isinstance(layer, Compressed):
-                layer.refresh()
+        for target, action in inside:
+            if id(target.layer) not in changed:
+                raise ValueError(
+                    f"{type(action).__name__}: the layer of '{target.name}' is a part of another "
+                    "layer and cannot be replaced. Use Every(...) or Proximal(...), which act on "
+                    "kernels wherever they are."
+                )
+        for layer in compressed_layers(wrapped):
+            layer.refresh()
         return wrapped
 
     def callbacks(self, model):
         """Returns the callbacks for `fit`, as a list.
 
         Raises:
-            ValueError: If the model must be wrapped first.
+            ValueError: If the model must be wrapped first, or the recipe does nothing to it.
         """
-        assignments = self.plan(model).assignments
-        wrapped = {
-            id(inner)
-            for layer in model._flatten_layers()
-            if isinstance(layer, Compressed)
-            for inner in layer._flatten_layers()
-        }
-        for assignment in assignments:
-            needs = any(isinstance(action, StraightThrough) for action in assignment.actions)
-            if needs and id(assignment.target.layer) not in wrapped:
-                raise ValueError(
-                    f"The rule for '{assignment.target.name}' has StraightThrough, but its layer is "
-                    "not wrapped. Train the wrapped model: `model = recipe.wrap(model)` before "
-                    "compiling, then `recipe.callbacks(model)`."
-                )
-        return [CompressionCallback(assignments)]
+        plan = self.plan(model)
+        for assignment in plan.assignments:
+            for action in assignment.actions:
+                inside = isinstance(action, (StraightThrough, Penalty))
+                if inside and not _is_inside(model, assignment.target, action):
+                    raise ValueError(
+                        f"The rule for '{assignment.target.name}' has {type(action).__name__}, but "
+                        "its layer does not have it. Train the wrapped model: "
+                        "`model = recipe.wrap(model)` before compiling, then "
+                        "`recipe.callbacks(model)`."
+                    )
+        skips = all(isinstance(rule.actions[0], Skip) for rule in self.rules)
+        if not plan.assignments and not skips:
+            raise ValueError(f"Recipe: there is nothing to compress.\n{plan}")
+        return [CompressionCallback(plan.assignments)]
 
     def final_compressors(self, model):
         """Returns `{target name: Compressor}`: what holds exactly when training has ended.
@@ -368,7 +404,16 @@ class Recipe(Value):
                 finals[assignment.target.name] = compressors[0] if only else Chain(compressors)
         return finals
 
-    def _first_match(self, target):
+    def _refuse_unknown_outputs(self, model):
+        if not has_graph(model) and any(rule.where is None for rule in self.rules):
+            raise ValueError(
+                f"A rule takes all kernels but those that produce the model's outputs, and of the "
+                f"model '{model.name}' ({type(model).__name__}) it is not known which these are, "
+                "since it is subclassed or not built. Say which kernels are meant: "
+                "Rule('hidden', ...), `where='hidden'`; '.*' stands for all."
+            )
+
+    def _first_match(self, target, matches=matches):
         for number, rule in enumerate(self.rules):
             if matches(rule.where, target):
                 return number
@@ -393,7 +438,7 @@ class Recipe(Value):
             if taken[number]:
                 continue
             matched = [target for target in targets if matches(rule.where, target)]
-            hopeless = [entry for entry in skipped if matches(rule.where, entry)]
+            hopeless = [entry for entry in skipped if _matches_skipped(rule.where, entry)]
             known = ", ".join(target.name for target in targets) or "none"
             if matched:
                 first = self._first_match(matched[0])
@@ -405,6 +450,12 @@ class Recipe(Value):
             raise ValueError(f"Rule {number + 1}, {rule!r}, takes no kernel: {why}.")
 
 
+def _matches_skipped(where, entry):
+    """Whether a selection takes what cannot be compressed; functions are only asked for targets."""
+    is_selection = where is None or isinstance(where, (str, type, keras.layers.Layer))
+    return is_selection and matches(where, entry)
+
+
 def _regularizer_argument(target):
     attribute = target.name.rsplit("/", 1)[-1]
     argument = _REGULARIZER_ARGUMENT.get(attribute)
@@ -414,6 +465,27 @@ def _regularizer_argument(target):
             "regularizer for this kernel. Use Proximal(...), which acts after the optimizer."
         )
     return argument
+
+
+def _is_inside(model, target, action):
+    """Whether the layer of a target already has what `wrap` puts there."""
+    if isinstance(action, StraightThrough):
+        wrapped = (layer._flatten_layers() for layer in compressed_layers(model))
+        return any(target.layer is inner for inners in wrapped for inner in inners)
+    present = getattr(target.layer, _regularizer_argument(target), None)
+    return (
+        type(present) is type(action.regularizer)
+        and present.get_config() == action.regularizer.get_config()
+    )
+
+
+def _refuse_second_regularizer(target, argument):
+    present = getattr(target.layer, argument, None)
+    if present is not None:
+        raise ValueError(
+            f"Penalty: the layer of '{target.name}' has {argument}={present!r} already, which would "
+            "be replaced. Build the model without it, or leave out the Penalty."
+        )
 
 
 class OccasionalCompression(CompressionCallback):
@@ -488,14 +560,19 @@ def compress(model, recipe):
         )
     copy = copy_model(model)
     finals = recipe.final_compressors(copy)
+    done = set()
     for target in find_targets(copy)[0]:
         if target.name in finals:
+            done.add(id(target.variables[0]))
             overwrite(target, finals[target.name].settle(target.read(), target.axes))
+    for layer in compressed_layers(copy):
+        if any(id(target.variables[0]) in done for target in layer.targets):
+            layer.release()
     return copy
 
 
 def as_recipe(recipe):
-    """Returns a `Recipe`; a compressor or constraint stands for `Every` step on all kernels."""
+    """Returns a `Recipe`; a compressor is applied at the end to all kernels but the outputs'."""
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Compressor):

@@ -28,7 +28,6 @@ class Ramp(Value):
         power: Positive number: exponent of the polynomial. Default 3.
 
     Example:
-
     >>> ramp = Ramp(initial=0.0, begin=0, end=100, power=1)
     >>> ramp(50, final=0.8), ramp(100, final=0.8)
     (0.4, 0.8)

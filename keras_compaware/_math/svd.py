@@ -15,7 +15,8 @@ def polar_factor(matrix, smallest=1e-4):
 
     Scaled Newton-Schulz iterations x <- 1.5 a x - 0.5 (a x)^3 on the singular values, where the
     scaling a maps the interval [l, 1] that is known to hold them as evenly around 1 as possible
-    (Chen & Chow, 2014). Singular values of at least `smallest` times the Frobenius norm end within
+    (Chen & Chow, 2014), but not so large that it would push the largest ones down to where they
+    drown in rounding. Singular values of at least `smallest` times the Frobenius norm end within
     1e-6 of one; smaller ones in between 0 and 1, an all-zero matrix stays zero.
     """
     rows, columns = matrix.shape[-2:]
@@ -27,8 +28,8 @@ def polar_factor(matrix, smallest=1e-4):
     x = x / ops.where(norm > 0, norm, 1.0)
     low = smallest
     while low < 1.0 - 1e-7:
-        scale = math.sqrt(3.0 / (1.0 + low + low * low))
+        scale = min(1.7, math.sqrt(3.0 / (1.0 + low + low * low)))
         gram = ops.matmul(x, ops.swapaxes(x, -1, -2))
         x = 1.5 * scale * x - 0.5 * scale**3 * ops.matmul(gram, x)
-        low = 0.5 * scale * low * (3.0 - (scale * low) ** 2)
+        low = min(0.5 * scale * end * (3.0 - (scale * end) ** 2) for end in (low, 1.0))
     return x

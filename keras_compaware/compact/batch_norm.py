@@ -1,9 +1,28 @@
 """Batch-normalisation statistics after kernels have been overwritten."""
 
 import contextlib
+import itertools
+from collections.abc import Iterable, Mapping
 
 import keras
-import numpy as np
+
+from keras_compaware.base import check_integer
+
+_NOISE = {
+    (
+        keras.layers.Dropout,
+        keras.layers.AlphaDropout,
+        keras.layers.GaussianDropout,
+        keras.layers.SpatialDropout1D,
+        keras.layers.SpatialDropout2D,
+        keras.layers.SpatialDropout3D,
+    ): ("rate",),
+    (keras.layers.GaussianNoise,): ("stddev",),
+    (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell): (
+        "dropout",
+        "recurrent_dropout",
+    ),
+}
 
 
 def recalibrate_batch_norm(model, data, steps=100, batch_size=128):
@@ -11,7 +30,7 @@ def recalibrate_batch_norm(model, data, steps=100, batch_size=128):
 
     Overwriting kernels leaves the statistics stale. They are replaced by the plain averages of the
     batch statistics over `steps` batches (a moving average with momentum 1 - 1/k at batch k), with
-    dropout switched off. Weights are not trained; only the statistics of this model change, and
+    dropout and noise switched off. Weights are not trained; only the statistics of this model change, and
     the model is returned.
 
     Args:
@@ -24,8 +43,10 @@ def recalibrate_batch_norm(model, data, steps=100, batch_size=128):
         The same model.
 
     Raises:
-        ValueError: If `data` yields no batch.
+        ValueError: If `data` yields no batch, or is a tuple such as (x, y).
     """
+    check_integer("recalibrate_batch_norm", "steps", steps, 1)
+    check_integer("recalibrate_batch_norm", "batch_size", batch_size, 1)
     layers = [
         layer
         for layer in model._flatten_layers()
@@ -33,11 +54,9 @@ def recalibrate_batch_norm(model, data, steps=100, batch_size=128):
     ]
     if not layers:
         return model
-    with _averaging(layers) as set_momentum, _without_dropout(model):
+    with _averaging(layers) as set_momentum, _without_noise(model):
         number = 0
-        for batch in _batches(data, batch_size):
-            if number == steps:
-                break
+        for batch in itertools.islice(_batches(data, batch_size), steps):
             number += 1
             set_momentum(1.0 - 1.0 / number)
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
@@ -63,24 +82,21 @@ def _averaging(layers):
 
 
 @contextlib.contextmanager
-def _without_dropout(model):
-    kinds = (
-        keras.layers.Dropout,
-        keras.layers.AlphaDropout,
-        keras.layers.GaussianDropout,
-        keras.layers.SpatialDropout1D,
-        keras.layers.SpatialDropout2D,
-        keras.layers.SpatialDropout3D,
-    )
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
-    rates = [layer.rate for layer in layers]
+def _without_noise(model):
+    changed = [
+        (layer, name, getattr(layer, name))
+        for layer in model._flatten_layers()
+        for kinds, names in _NOISE.items()
+        if isinstance(layer, kinds)
+        for name in names
+    ]
     try:
-        for layer in layers:
-            layer.rate = 0.0
+        for layer, name, _ in changed:
+            setattr(layer, name, 0.0)
         yield
     finally:
-        for layer, rate in zip(layers, rates, strict=True):
-            layer.rate = rate
+        for layer, name, value in changed:
+            setattr(layer, name, value)
 
 
 def _batches(data, batch_size):
@@ -88,6 +104,10 @@ def _batches(data, batch_size):
         return (data[start : start + batch_size] for start in range(0, len(data), batch_size))
     if isinstance(data, keras.utils.PyDataset):
         return (data[index] for index in range(len(data)))
-    if isinstance(data, (list, tuple)) and data and np.isscalar(data[0]):
-        raise ValueError("recalibrate_batch_norm: `data` must hold batches of inputs.")
+    if isinstance(data, (tuple, Mapping)) or not isinstance(data, Iterable):
+        raise ValueError(
+            "recalibrate_batch_norm: `data` must be an array of inputs or an iterable of batches. "
+            f"Received: a {type(data).__name__}. Of arrays (x, y) pass x; several inputs or a "
+            "dictionary of them go into a list of batches."
+        )
     return iter(data)

@@ -1,5 +1,6 @@
 """Compaction: the same function in fewer parameters."""
 
+import collections
 import dataclasses
 import math
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_compaware._graph import calls, has_graph
 from keras_compaware.compact.factorise import (
     FACTORISABLE,
     factorised_layer,
@@ -15,8 +17,10 @@ from keras_compaware.compact.factorise import (
 from keras_compaware.compact.rebuild import clone
 from keras_compaware.compact.strip import plain_config, stripped_layer
 from keras_compaware.layers import Compressed
+from keras_compaware.layers.compressed import compressed_layers
 
 TOLERANCE = 1e-3
+_ROUNDINGS = 32  # of the compute dtype: two layers round more often than one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +103,14 @@ def compact(model):
     wide   Dense  4160 -> 192  rank 1 of 64
     """
     rows, fills = [], []
+    sizes = _input_sizes(model)
 
     def change(layer):
         inner = layer.layer if isinstance(layer, Compressed) else layer
+        _refuse_hidden_wrappers(inner)
         new, fill = stripped_layer(layer)
         if isinstance(inner, FACTORISABLE) and inner.built:
-            reason, found = _factorisation(layer, inner)
+            reason, found = _factorisation(layer, inner, sizes.get(id(layer), ()))
             if found is not None:
                 new, fill = factorised_layer(inner, found, plain_config(inner))
             rows.append(_row(inner, found, reason))
@@ -118,19 +124,38 @@ def compact(model):
     return CompactResult(small, tuple(rows), max_error)
 
 
-def _factorisation(layer, inner):
+def _input_sizes(model):
+    """Returns the shapes of what each layer is called on, by the layer's id."""
+    sizes = collections.defaultdict(list)
+    if has_graph(model):
+        for call in calls(model):
+            sizes[id(call.operation)] += [tensor.shape for tensor in call.inputs[:1]]
+    return sizes
+
+
+def _refuse_hidden_wrappers(outer):
+    for layer in compressed_layers(outer):
+        raise ValueError(
+            f"compact: the straight-through wrapper of '{layer.layer.name}' is inside another layer "
+            "and cannot be taken off. Wrap the outer layer instead: Compressed(TimeDistributed(...))."
+        )
+
+
+def _factorisation(layer, inner, input_shapes):
     """Returns `(reason, None)` or `("", Factorisation)`."""
+    if type(inner) not in FACTORISABLE:
+        return f"a subclass of a Keras layer ({type(inner).__name__}) may compute something else", None
     if getattr(inner, "quantization_mode", None) is not None:
         return f"quantized by Keras ({inner.quantization_mode})", None
     if getattr(inner, "lora_enabled", False):
         return "LoRA is enabled", None
     kernel = inner.kernel.value
     if isinstance(layer, Compressed):
-        for target in layer.targets:
+        for target, forward in layer.forward_kernels():
             if target.variables[0] is inner.kernel:
-                compressor = layer.compressor.settle(kernel, target.axes)
-                kernel = compressor(kernel, axes=target.axes)
-    found = find_factorisation(inner, ops.convert_to_numpy(ops.cast(kernel, "float32")))
+                kernel = forward
+    kernel = ops.convert_to_numpy(ops.cast(kernel, "float32"))
+    found = find_factorisation(inner, kernel, input_shapes)
     return (found, None) if isinstance(found, str) else ("", found)
 
 
@@ -157,13 +182,20 @@ def _compare(model, small):
         after = ops.convert_to_numpy(ops.cast(after, "float32"))
         scale = max(float(np.max(np.abs(before))), float(np.finfo(np.float32).tiny))
         error = max(error, float(np.max(np.abs(before - after))) / scale)
-    if not error <= TOLERANCE:
+    tolerance = max(TOLERANCE, _ROUNDINGS * _coarsest_epsilon(model))
+    if not error <= tolerance:
         raise RuntimeError(
             f"compact: the outputs of the new model differ by {error:.2g} (relative), more than "
-            f"{TOLERANCE:g}, so it is not returned. Please report the model's architecture; a layer "
+            f"{tolerance:g}, so it is not returned. Please report the model's architecture; a layer "
             "whose output depends on more than its inputs and weights can be the reason."
         )
     return error
+
+
+def _coarsest_epsilon(model):
+    dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
+    digits = {"bfloat16": 7, "float16": 10}
+    return max((2.0 ** -digits[dtype] for dtype in dtypes if dtype in digits), default=0.0)
 
 
 def _random_input(tensor):

@@ -10,6 +10,7 @@ from keras import ops
 from keras_compaware._math.axes import matricise, matrix_shape
 from keras_compaware._math.svd import svd
 from keras_compaware.base import KernelAxes
+from keras_compaware.compact.rebuild import copy_variable
 
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 FACTORISABLE = (keras.layers.Dense, *CONVOLUTIONS)
@@ -38,7 +39,7 @@ class Factorisation:
         return self.left.size + self.right.size
 
 
-def find_factorisation(layer, kernel):
+def find_factorisation(layer, kernel, input_shapes=()):
     """Returns the `Factorisation` that saves most without loss, or the reason why there is none.
 
     The rank is the numerical one: singular values of at most max(m, n) * 2^-23 times the largest
@@ -47,6 +48,9 @@ def find_factorisation(layer, kernel):
     Args:
         layer: A layer of one of the `FACTORISABLE` classes.
         kernel: Its kernel, a float32 array.
+        input_shapes: Shapes of the tensors that the layer is called on. Without padding, the first
+            of two convolutions runs at more positions than the second; how many is known from
+            these only.
     """
     axes = _kernel_axes(layer)
     splits = ("channel", "spatial") if len(axes.spatial) > 1 and max(kernel.shape[1:-2]) > 1 else ("channel",)
@@ -56,7 +60,7 @@ def find_factorisation(layer, kernel):
         matrix, _ = matricise(ops.convert_to_tensor(kernel, "float32"), axes, split)
         left, values, right = (ops.convert_to_numpy(part) for part in svd(matrix))
         rank = _numerical_rank(values, rows, columns)
-        if not _saves(layer, kernel, split, rank, stack * rank * (rows + columns)):
+        if not _saves(layer, kernel, input_shapes, split, rank, stack * rank * (rows + columns)):
             reasons.append(f"rank {rank} of {min(rows, columns)} ({split}) saves nothing")
             continue
         root = np.sqrt(values[:, :rank])
@@ -105,7 +109,7 @@ def factorised_layer(layer, found, config):
         left.kernel.assign(found.left)
         right.kernel.assign(found.right)
         if layer.use_bias:
-            right.bias.assign(layer.bias.value)
+            copy_variable(layer.bias, right.bias)
 
     return sequence, fill
 
@@ -124,19 +128,35 @@ def _numerical_rank(values, rows, columns):
     return max(1, int(above.sum(axis=-1).max()))
 
 
-def _saves(layer, kernel, split, rank, parameters):
+def _saves(layer, kernel, input_shapes, split, rank, parameters):
     if parameters >= kernel.size:
         return False
     if split == "channel":
         return True  # both layers run at the positions of the output: the same ratio
-    # Between the two layers only the first window axis is strided.
+    # Between the two layers only the first window axis has been reduced.
     window, (inputs, outputs) = kernel.shape[:-2], kernel.shape[-2:]
-    strides = [layer.strides] * layer.rank if isinstance(layer.strides, int) else layer.strides
-    positions = 1.0 / math.prod(strides)
-    before = kernel.size * positions
-    first = window[0] * inputs * rank * layer.groups / strides[0]
-    second = math.prod(window[1:]) * rank * outputs * positions
-    return first + second < before
+    first = window[0] * inputs * rank * layer.groups
+    second = math.prod(window[1:]) * rank * outputs
+    known = [ratio for shape in input_shapes for ratio in [_widening(layer, shape)] if ratio]
+    return first * max(known, default=_strided_widening(layer)) + second < kernel.size
+
+
+def _strides(layer):
+    return [layer.strides] * layer.rank if isinstance(layer.strides, int) else layer.strides
+
+
+def _strided_widening(layer):
+    return math.prod(_strides(layer)[1:])
+
+
+def _widening(layer, input_shape):
+    """Positions between the two layers over positions of the output, or None if not known."""
+    first = 1 if layer.data_format == "channels_last" else 2
+    inputs = input_shape[first + 1 : first + layer.rank]
+    outputs = layer.compute_output_shape(input_shape)[first + 1 : first + layer.rank]
+    if None in inputs or None in outputs:
+        return None
+    return math.prod(inputs) / math.prod(outputs)
 
 
 def _layer_kernels(left, right, shape, axes, split):

@@ -3,6 +3,9 @@
 import copy
 
 import keras
+import numpy as np
+
+from keras_compaware._graph import has_graph
 
 
 def copy_model(model):
@@ -21,7 +24,12 @@ def clone(model, change):
     Raises:
         ValueError: If the model is subclassed, since its graph is not known.
     """
-    if not isinstance(model, (keras.Sequential, keras.Model)) or not _has_graph(model):
+    if not has_graph(model):
+        if isinstance(model, keras.Sequential) and not model.built:
+            raise ValueError(
+                f"The model '{model.name}' is not built yet. Begin it with keras.Input(shape), or "
+                "call it once on data."
+            )
         raise ValueError(
             f"The model '{model.name}' ({type(model).__name__}) is subclassed: its layers can be "
             "compressed in training, but not replaced, since Keras does not know how they are "
@@ -46,15 +54,17 @@ def clone(model, change):
 def copy_weights(old, new):
     """Copies all variables of a layer into another one of the same structure."""
     for source, destination in zip(old.variables, new.variables, strict=True):
-        destination.assign(source.value)
+        copy_variable(source, destination)
+
+
+def copy_variable(source, destination):
+    """Copies a variable's value to memory of its own.
+
+    On JAX two variables that share an array both lose it when one of them is trained.
+    """
+    destination.assign(np.array(keras.ops.convert_to_numpy(source)))
 
 
 def same_layer(layer):
     """Returns a new layer of the same configuration."""
     return type(layer).from_config(layer.get_config())
-
-
-def _has_graph(model):
-    return isinstance(model, keras.Sequential) or isinstance(
-        getattr(model, "operations", None), (list, tuple)
-    )

@@ -15,19 +15,26 @@ def stripped_layer(layer):
     def fill(built):
         copy_weights(inner, built)
         if isinstance(layer, Compressed):
-            for target in layer.targets:
+            for target, kernel in layer.forward_kernels():
                 place = [v is target.variables[0] for v in inner.variables].index(True)
-                value = layer.compressor.settle(target.read(), target.axes)(
-                    target.read(), axes=target.axes
-                )
-                built.variables[place].assign(value)
+                built.variables[place].assign(kernel)
 
     return plain, fill
 
 
 def plain_config(layer):
     """Returns a layer's configuration without regularizers and constraints of this package."""
-    return {name: None if _is_ours(value) else value for name, value in layer.get_config().items()}
+    return _stripped(layer.get_config())
+
+
+def _stripped(value):
+    if _is_ours(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _stripped(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_stripped, value))
+    return value
 
 
 def _is_ours(value):

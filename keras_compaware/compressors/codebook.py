@@ -27,7 +27,6 @@ class UniformQuantization(Compressor):
         axis: None (default): one scale for the kernel; "outputs": one scale for each output unit.
 
     Example:
-
     >>> import numpy as np
     >>> w = np.array([[-1.0, 0.1], [0.9, 1.1]], "float32")
     >>> np.asarray(keras.ops.convert_to_numpy(UniformQuantization(2)(w)))

@@ -52,7 +52,6 @@ class LowRank(Compressor):
     Exactly one of `rank`, `ratio` and `energy` must be given.
 
     Example:
-
     >>> import numpy as np
     >>> w = np.outer([1.0, 2.0], [3.0, 4.0]).astype("float32") + np.eye(2, dtype="float32") * 0.1
     >>> np.linalg.matrix_rank(keras.ops.convert_to_numpy(LowRank(rank=1)(w)), tol=1e-5)
@@ -182,14 +181,17 @@ class LowRank(Compressor):
             shape=tuple(w.shape),
             dtype=dtype,
             axes=axes,
+            split=self.split,
         )
 
     def _rank_by_energy(self, values):
-        energies = ops.sum(ops.square(values), axis=0)
-        share = ops.cumsum(energies) / ops.maximum(ops.sum(energies), 1e-30)
-        # Share of the ranks before: rank r is needed while the first r - 1 do not suffice.
-        before = ops.concatenate([ops.zeros_like(share[:1]), share[:-1]], axis=0)
-        return ops.maximum(ops.sum(ops.cast(before < self.energy - 1e-7, "int32")), 1)
+        largest = ops.max(values)
+        values = values / ops.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
+        energies = ops.cumsum(ops.sum(ops.square(values), axis=0))
+        # Rank r is needed while the first r - 1 singular values do not suffice.
+        before = ops.concatenate([ops.zeros_like(energies[:1]), energies[:-1]], axis=0)
+        missing = before < (self.energy - 1e-7) * energies[-1]
+        return ops.maximum(ops.sum(ops.cast(missing, "int32")), 1)
 
     def _ramped_rank(self, budget, matrix):
         rows, columns = matrix.shape[-2:]

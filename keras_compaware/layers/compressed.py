@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_compaware.base import Compressor, check_integer, register
+from keras_compaware.base import Chain, Compressor, check_integer, register
 from keras_compaware.kernels import find_targets, reason_to_skip
 
 
@@ -15,13 +15,15 @@ class Compressed(keras.layers.Wrapper):
     handed to the latent kernel unchanged (the straight-through estimator of Bengio et al., 2013).
     A compressor that needs a decomposition (`LowRank`) keeps the basis V of its kernel as a
     variable: in the training step the kernel is W V V^T, matrix products only, and
-    `CompressionCallback` (every `Recipe` brings one) refreshes the basis. Until it is fitted, the
-    kernel is used as it is. Once `fit` ends with that callback, the latent kernel itself is
-    compressed; `compact` replaces the wrapper by the plain layer.
+    `CompressionCallback` (every `Recipe` brings one) fits the basis when training begins and again
+    every so many steps. Without a basis the kernel is used as it is. Once `fit` ends with that
+    callback, the latent kernel itself is compressed and the basis dropped; `compact` replaces the
+    wrapper by the plain layer.
 
     Args:
         layer: Any layer with kernels that `register_kernels` knows, built or not.
-        compressor: A `Compressor`.
+        compressor: A `Compressor`. Of a `Chain`, only the first may need a decomposition, and it
+            must state its rank or ratio: by energy it would depend on the kernel's values.
         every: Integer: optimizer steps between two refreshments of the basis. Default 100.
         **kwargs: As for any layer; the default name is that of the layer.
 
@@ -41,6 +43,7 @@ class Compressed(keras.layers.Wrapper):
         if not isinstance(compressor, Compressor):
             raise TypeError(f"Compressed: `compressor` must be a Compressor. Received: {compressor!r}.")
         check_integer("Compressed", "every", every, 1)
+        _refuse_unsuitable(compressor)
         kwargs.setdefault("name", layer.name)
         super().__init__(layer, **kwargs)
         self.compressor = compressor
@@ -59,35 +62,77 @@ class Compressed(keras.layers.Wrapper):
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape=None):
-        """The inner layer builds itself; nothing is left to build."""
+        """Builds the inner layer if it has not built itself when this one was called."""
+        if not self.layer.built and input_shape is not None:
+            self.layer.build(input_shape)
+        if self.layer.built and self.targets is None:
+            self._find_kernels()
+
+    def compute_output_shape(self, input_shape):
+        return self.layer.compute_output_shape(input_shape)
+
+    def compute_output_spec(self, *args, **kwargs):
+        # From the call, whatever its signature, and not from `compute_output_shape`.
+        return keras.Operation.compute_output_spec(self, *args, **kwargs)
+
+    def get_build_config(self):
+        return {"layer": self.layer.get_build_config()} if self.layer.built else None
+
+    def build_from_config(self, config):
+        if not self.layer.built:
+            self.layer.build_from_config(config["layer"])
+        if self.targets is None:
+            self._find_kernels()
+        super().build_from_config({})
 
     def call(self, *args, **kwargs):
         state = {id(v): (v, v.value) for v in self.layer.variables}
-        bases = self.bases or [None] * len(self.targets)
-        for target, basis in zip(self.targets, bases, strict=True):
+        for target, compressed in self.forward_kernels():
             variable = target.variables[0]
             w = variable.value
-            compressed = ops.stop_gradient(self._compressed(w, target.axes, basis))
             # The bracket is exactly zero, so that the forward kernel is C(w) to the bit.
-            state[id(variable)] = (variable, compressed + (w - ops.stop_gradient(w)))
+            kernel = ops.stop_gradient(compressed) + (w - ops.stop_gradient(w))
+            state[id(variable)] = (variable, kernel)
+        kernels = {id(target.variables[0]) for target in self.targets}
         # All variables are carried in and the changed ones out: a scope hides the outer one.
         with keras.StatelessScope(
             list(state.values()), collect_losses=True, initialize_variables=False
         ) as scope:
             outputs = self.layer(*args, **kwargs)
         for variable in self.layer.non_trainable_variables:
-            variable.assign(scope.get_current_value(variable))
+            if id(variable) not in kernels:  # a frozen kernel stays the latent one
+                variable.assign(scope.get_current_value(variable))
         for loss in scope.losses:
             self.add_loss(loss + 0.0)  # a new tensor: the same one would be counted twice on JAX
         return outputs
 
-    def compute_mask(self, *args, **kwargs):
-        return self.layer.compute_mask(*args, **kwargs)
+    def compute_mask(self, inputs, previous_mask=None):
+        if isinstance(inputs, tuple):  # of `call(*args)` Keras hands on all arguments as one
+            inputs, previous_mask = inputs[0], previous_mask and previous_mask[0]
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def forward_kernels(self):
+        """Returns `[(target, the kernel that the forward pass uses in place of the target's), ...]`."""
+        bases = self.bases or [None] * len(self.targets)
+        return [
+            (target, self._compressed(target.read(), target.axes, basis))
+            for target, basis in zip(self.targets, bases, strict=True)
+        ]
+
+    @property
+    def is_fitted(self):
+        """Whether every basis has been fitted; True of a compressor that needs none."""
+        return all(bool(ops.convert_to_numpy(ops.any(basis.value != 0))) for basis in self.bases)
 
     def refresh(self):
         """Fits the bases to the present kernels. Not inside a training step."""
         for target, basis in zip(self.targets or [], self.bases, strict=False):
             basis.assign(self.compressor.basis(target.read(), target.axes))
+
+    def release(self):
+        """Drops the bases, so that the kernels, compressed by now, are used as they are."""
+        for basis in self.bases:
+            basis.assign(ops.zeros(basis.shape, basis.dtype))
 
     def get_config(self):
         config = {
@@ -132,6 +177,23 @@ class Compressed(keras.layers.Wrapper):
         fitted = ops.any(basis != 0)
         code = self.compressor.encode_on(basis, w, axes)
         return ops.where(fitted, self.compressor.decode(code), w)
+
+
+def _refuse_unsuitable(compressor):
+    first, *rest = compressor.compressors if isinstance(compressor, Chain) else (compressor,)
+    for late in rest:
+        if late.needs_decomposition:
+            raise ValueError(
+                f"Compressed: {late} needs a matrix decomposition, which must not run inside the "
+                f"training step, and has no basis unless it comes first. Received: {compressor}. "
+                "Put it first in the Chain, or compress by Every(...)."
+            )
+    if first.needs_decomposition and first.budget is None:
+        raise ValueError(
+            f"Compressed: {first} takes its rank from the kernel's values, so that it would change "
+            "from one refreshment to the next. Give a rank or a ratio, or compress by Every(...), "
+            "which keeps the rank of its first firing."
+        )
 
 
 def compressed_layers(model):

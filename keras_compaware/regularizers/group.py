@@ -6,6 +6,7 @@ import math
 from keras import ops
 
 from keras_compaware._math import shrinkage, views
+from keras_compaware._math.axes import split_roles
 from keras_compaware.base import (
     ProximalRegularizer,
     as_kernel,
@@ -33,7 +34,6 @@ class GroupLasso(ProximalRegularizer):
         weighted: Whether a group counts by the square root of its size (default) or simply.
 
     Example:
-
     >>> import numpy as np
     >>> w = np.array([[3.0, 4.0], [0.3, 0.4]], "float32")
     >>> regularizer = GroupLasso(1.0, weighted=False)
@@ -55,29 +55,37 @@ class GroupLasso(ProximalRegularizer):
 
     def __call__(self, w, axes=None):
         w, axes, _ = as_kernel(w, axes)
-        norms, _ = views.groups(w, self._index_axes(w.shape, axes))
+        norms, _ = self._groups(w, axes)
         return ops.cast(self.strength, "float32") * ops.sum(norms * self._weights(w.shape, axes))
 
     def prox(self, w, step_size, axes=None, budget=None):
         w, axes, cast = as_kernel(w, axes)
-        norms, rebuild = views.groups(w, self._index_axes(w.shape, axes))
+        norms, rebuild = self._groups(w, axes)
         strength = ops.cast(self.strength if budget is None else budget, "float32")
         threshold = ops.cast(step_size, "float32") * strength * self._weights(w.shape, axes)
         return cast(rebuild(shrinkage.soft(norms, threshold)))
 
     def num_groups(self, shape, axes):
         """Returns the number of groups of a kernel of this shape."""
-        return math.prod(shape[axis] for axis in self._index_axes(shape, axes))
+        shape, index_axes = self._layout(shape, axes)
+        return math.prod(shape[axis] for axis in index_axes)
 
-    def _index_axes(self, shape, axes):
-        role = axes.inputs if self.axis == "inputs" else axes.outputs
-        return tuple(sorted((*axes.batch(len(shape)), *role)))
+    def _layout(self, shape, axes):
+        """Shape with the blocks of a grouped convolution apart, and the axes that run over units."""
+        shape, batch, rows, columns = split_roles(tuple(shape), axes, "channel")
+        role = rows[len(axes.spatial) :] if self.axis == "inputs" else columns
+        return shape, tuple(sorted((*batch, *role)))
+
+    def _groups(self, w, axes):
+        shape, index_axes = self._layout(w.shape, axes)
+        norms, rebuild = views.groups(ops.reshape(w, shape), index_axes)
+        return norms, lambda magnitudes: ops.reshape(rebuild(magnitudes), w.shape)
 
     def _weights(self, shape, axes):
         """Weight c_g of each group, a float or a tensor (1, number of groups)."""
         if not self.weighted:
             return 1.0
-        return math.sqrt(views.group_size(shape, self._index_axes(shape, axes)))
+        return math.sqrt(views.group_size(*self._layout(shape, axes)))
 
 
 @register
@@ -101,7 +109,6 @@ class PartialGroupLasso(GroupLasso):
         mode: "subset".
 
     Example:
-
     >>> import numpy as np
     >>> w = np.array([[3.0, 4.0], [0.3, 0.4]], "float32")
     >>> float(PartialGroupLasso(1.0, fraction=0.5, weighted=False)(w))

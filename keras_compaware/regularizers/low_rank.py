@@ -34,7 +34,6 @@ class NuclearNorm(ProximalRegularizer):
         split: "channel" (default) or "spatial".
 
     Example:
-
     >>> import numpy as np
     >>> w = np.diag([3.0, 1.0]).astype("float32")
     >>> round(float(NuclearNorm(1.0)(w)), 4)

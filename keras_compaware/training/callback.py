@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import threading
 import time
+import weakref
 
 import keras
 
@@ -16,6 +17,7 @@ from keras_compaware.base import (
     StraightThrough,
     Target,
 )
+from keras_compaware.kernels import find_targets
 from keras_compaware.layers.compressed import Compressed, compressed_layers
 from keras_compaware.training.firing import overwrite, shrink_towards
 
@@ -85,41 +87,61 @@ class CompressionCallback(keras.callbacks.Callback):
         self._settled = {}
         self._applied = {}
         self._start = None
+        self._trained = None
 
     # ---- Keras hooks --------------------------------------------------------------------------
 
     def on_train_begin(self, logs=None):
-        self._prepare(self.model)
-        self._refuse_callbacks_that_undo(_sibling_callbacks())
         self._thread = threading.get_ident()
+        self._siblings = _sibling_callbacks()
         self._start = None
+        # On TensorFlow a model without an input shape is built in the first training step.
+        self._is_waiting = not self._model.built
+        if not self._is_waiting:
+            self._prepare(self.model)
+            self._refuse_callbacks_that_undo(self._siblings)
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not earlier: callbacks that restore a checkpoint do so when training begins.
-        if self._start is None:
+        if self._start is None and not self._is_waiting:
             self._begin(self._read_step())
         self._batches_seen = 0
+        self._epoch_rate = None
 
     def on_train_batch_begin(self, batch, logs=None):
+        if self._is_waiting:
+            return
         # `fit(callbacks=callback)`, without a list, runs the hooks at the end of a batch on other
         # threads on JAX and PyTorch. Then the firing after a step happens here, before the next.
         self._count(batch)
+        if self._epoch_rate is None and self._has_proximal_jobs:
+            # Not earlier: schedulers set the rate of an epoch when it begins, and the next one's
+            # when it ends. The state is still attached, so reading it costs nothing.
+            self._epoch_rate = self._learning_rate.now()
 
     def on_train_batch_end(self, batch, logs=None):
         if threading.get_ident() == self._thread:
+            if self._is_waiting:
+                self._is_waiting = False
+                self._prepare(self.model)
+                self._refuse_callbacks_that_undo(self._siblings)
+                self._begin(0)
             self._count(batch + 1)
 
     def on_test_begin(self, logs=None):
-        if self._start is not None and self._pending():
-            self._fire(self._read_step())
+        if self._start is not None:
+            self._fire(self._read_step(), self._epoch_rate)
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._pending():
-            self._fire(self._read_step())
+        # Always: without a list of callbacks the last batch of an epoch has not been counted. The
+        # state is attached to the model here, so reading the step costs nothing.
+        self._fire(self._read_step(), self._epoch_rate)
 
     def on_train_end(self, logs=None):
-        model = self.model
-        self._finish(int(model.optimizer.iterations))
+        step = self._read_step()
+        if self._start is None:  # resumed after the last epoch: no epoch was left to run
+            self._begin(step)
+        self._finish(step)
         self._start = None
 
     # ---- custom training loops ----------------------------------------------------------------
@@ -179,8 +201,13 @@ class CompressionCallback(keras.callbacks.Callback):
         return self._assignments
 
     def _prepare(self, model):
-        assignments = self._resolve(model)
+        assignments = self._resolved = self._resolve(model)
+        if self._trained is not None and self._trained() is not model:
+            self._settled, self._applied = {}, {}  # what another model has left
+        self._trained = weakref.ref(model)
         self._optimizer = _innermost(getattr(model, "optimizer", None))
+        accumulation = getattr(self._optimizer, "gradient_accumulation_steps", None)
+        self._accumulation = accumulation or 1
         self._jobs = [
             _Job(assignment.target, action, f"{assignment.target.name}#{number}")
             for assignment in assignments
@@ -193,14 +220,19 @@ class CompressionCallback(keras.callbacks.Callback):
             for wrapper in self._wrappers
             if wrapper.bases
         ]
-        self._finals = _final_compressors(assignments, self._wrappers)
+        self._has_proximal_jobs = bool(self._proximal_jobs())
+        self._finals = _final_compressors(assignments, self._wrappers, model)
 
     def _begin(self, step):
         self._start = self._known = step
         self._batches = self._batches_seen = 0
-        self._learning_rate = _LearningRate(self._optimizer)
-        accumulation = getattr(self._optimizer, "gradient_accumulation_steps", None)
-        self._accumulation = accumulation or 1
+        self._epoch_rate = None
+        self._learning_rate = _LearningRate(self._optimizer, self._accumulation, step)
+        # A compiled model or an older checkpoint counts from an earlier step again.
+        self._applied = {key: done for key, done in self._applied.items() if done <= step}
+        for wrapper in self._wrappers:
+            if not wrapper.is_fitted:
+                wrapper.refresh()
         for job in self._jobs:
             job.fired = job.count(step)
         self._next = min((job.next_due() for job in self._jobs), default=float("inf"))
@@ -221,8 +253,10 @@ class CompressionCallback(keras.callbacks.Callback):
         model = self.model  # On JAX this moves the trainer's state into the variables.
         return int(model.optimizer.iterations)
 
-    def _fire(self, step):
+    def _fire(self, step, rate=None):
         self._known, self._batches = step, 0
+        if self._has_proximal_jobs:
+            self._learning_rate.note(step, rate)
         due = [job for job in self._jobs if job.count(step) > job.fired]
         if due:
             started = time.perf_counter()
@@ -231,6 +265,8 @@ class CompressionCallback(keras.callbacks.Callback):
                 distortion[job.target.name] = self._act(job, step)
                 job.fired = job.count(step)
             self.firings.append(Firing(step, time.perf_counter() - started, distortion))
+        if self._has_proximal_jobs:
+            self._learning_rate.forget(min(map(self._applied_until, self._proximal_jobs())))
         self._next = min((job.next_due() for job in self._jobs), default=float("inf"))
 
     def _act(self, job, step):
@@ -247,12 +283,19 @@ class CompressionCallback(keras.callbacks.Callback):
 
     def _shrink(self, job, step):
         action = job.action
-        since = max(self._applied.get(job.key, self._start), action.begin)
+        since = self._applied_until(job)
         last = step if action.end is None else min(step, action.end)
         budget = None if action.ramp is None else action.ramp(step, action.regularizer.strength)
         step_size = self._learning_rate.summed(since, last)
         self._applied[job.key] = step
         return shrink_towards(job.target, action.regularizer, step_size, budget)
+
+    def _proximal_jobs(self):
+        return [job for job in self._jobs if isinstance(job.action, Proximal)]
+
+    def _applied_until(self, job):
+        """The last optimizer step that the proximal map has taken into account."""
+        return max(self._applied.get(job.key, self._start), job.begin)
 
     def _settle(self, key, target, constraint):
         if not isinstance(constraint, Compressor):
@@ -265,11 +308,10 @@ class CompressionCallback(keras.callbacks.Callback):
         """Applies what is left of the proximal maps, then compresses every target exactly."""
         started = time.perf_counter()
         distortion = {}
-        for job in self._jobs:
-            if isinstance(job.action, Proximal):
-                last = step if job.action.end is None else min(step, job.action.end)
-                if last > max(self._applied.get(job.key, self._start), job.action.begin):
-                    distortion[job.target.name] = self._shrink(job, step)
+        for job in self._proximal_jobs():
+            last = step if job.end is None else min(step, job.end)
+            if last > self._applied_until(job):
+                distortion[job.target.name] = self._shrink(job, step)
         for target, compressors in self._finals:
             members = [
                 self._settle(f"{target.name}#{number}", target, compressor)
@@ -278,7 +320,7 @@ class CompressionCallback(keras.callbacks.Callback):
             compressor = members[0] if len(members) == 1 else Chain(members)
             distortion[target.name] = overwrite(target, compressor)
         for wrapper in self._wrappers:
-            wrapper.refresh()
+            wrapper.release()
         if distortion:
             seconds = time.perf_counter() - started
             self.firings.append(Firing(step, seconds, distortion, final=True))
@@ -299,20 +341,43 @@ class CompressionCallback(keras.callbacks.Callback):
                 self._refuse_uncompressed_best(callback, place > own)
 
     def _refuse_uncompressed_best(self, checkpoint, after):
-        steps = (self.params or {}).get("steps")
-        periods = {job.action.every for job in self._jobs if isinstance(job.action, Every)}
-        aligned = steps and checkpoint.save_freq == "epoch"
-        aligned = aligned and all(steps % every == 0 for every in periods)
-        if aligned and after:
+        assignments = [(a.target.name, _overwriting(a)) for a in self._resolved]
+        assignments = [(name, actions) for name, actions in assignments if actions]
+        batches = (self.params or {}).get("steps")
+        whole = batches and batches % self._accumulation == 0
+        steps = batches // self._accumulation if whole else None
+        holds = steps and all(_holds_at_every(steps, actions) for _, actions in assignments)
+        if not assignments or (after and holds and checkpoint.save_freq == "epoch"):
             return
+        what = "; ".join(f"{name}: {', '.join(map(str, act))}" for name, act in assignments)
         raise ValueError(
             "ModelCheckpoint(save_best_only=True) would keep the weights of an epoch's end at which "
-            f"they are not compressed: an epoch has {steps} steps and compression happens every "
-            f"{', '.join(map(str, sorted(periods)))} steps. Expected: every=N that divides the "
-            f"steps of an epoch, and the checkpoint after {type(self).__name__} in the list; or "
-            "save_best_only=False and the model after training, which is compressed; or compress "
-            "the loaded best model once with `compress(model, recipe)`."
+            f"they are not compressed: an epoch has {batches} batches, and what acts is {what}. "
+            "Expected: Every(N, ...) with an N that divides the optimizer steps of an epoch, without "
+            f"begin, end, ramp and AtEnd, and the checkpoint after {type(self).__name__} in the "
+            "list; or save_best_only=False and the model after training, which is compressed; or "
+            "compress the loaded best model once with `compress(model, recipe)`."
         )
+
+
+def _overwriting(assignment):
+    """The actions that leave the kernel compressed at the end. (A wrapped layer always runs so.)"""
+    return [
+        action
+        for action in assignment.actions
+        if isinstance(action, AtEnd)
+        or (isinstance(action, Every) and isinstance(action.constraint, Compressor))
+    ]
+
+
+def _holds_at_every(steps, actions):
+    """Whether kernels are compressed whenever that many optimizer steps of an epoch are done."""
+    return all(
+        isinstance(action, Every)
+        and steps % action.every == 0
+        and (action.begin, action.end, action.ramp) == (0, None, None)
+        for action in actions
+    )
 
 
 class _Job:
@@ -327,42 +392,84 @@ class _Job:
 
     def count(self, step):
         """Number of firings up to an optimizer step."""
-        if self.end is not None:
-            step = min(step, self.end)
-        return max(0, (step - self.begin) // self.every)
+        if self.end is None or step < self.end:
+            return max(0, (step - self.begin) // self.every)
+        length = self.end - self.begin
+        # A proximal map owes the last, shorter interval too.
+        rest = isinstance(self.action, Proximal) and length % self.every > 0
+        return length // self.every + rest
 
     def next_due(self):
         """First step after which it fires again."""
         due = self.begin + (self.fired + 1) * self.every
-        return float("inf") if self.end is not None and due > self.end else due
+        if self.end is None or due <= self.end:
+            return due
+        return self.end if self.fired < self.count(self.end) else float("inf")
 
 
 class _LearningRate:
-    """The learning rate, summed over optimizer steps."""
+    """The learning rate, summed over optimizer steps.
+
+    A schedule is evaluated at the steps. A rate that callbacks set is known from notes: what was
+    found at a firing held since the last note, and what was found at the first step of an epoch
+    held until its end.
+    """
 
     samples = 8
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer, accumulation, step):
         self._optimizer = optimizer
-        config = {} if optimizer is None else optimizer.get_config().get("learning_rate")
-        is_schedule = isinstance(config, dict) and config
-        self._schedule = keras.optimizers.schedules.deserialize(config) if is_schedule else None
+        self._accumulation = accumulation
+        rate = getattr(optimizer, "_learning_rate", None)
+        is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+        self._schedule = rate if is_schedule else None
+        self._noted = step
+        self._notes = []  # (first, last, rate): the rate of the steps first + 1 .. last
 
-    def summed(self, first, last):
-        """Sum over the steps first + 1 .. last: exact up to 8 steps, else by the midpoint rule."""
+    def now(self):
+        """The present rate."""
         if self._optimizer is None:
             raise ValueError(
                 "A proximal map needs the learning rate of the model's optimizer. Compile the "
                 "model with the optimizer of the custom loop, or use a projection (`Every`)."
             )
+        return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+
+    def note(self, step, rate=None):
+        """Notes the rate of the steps since the last note; None stands for the present one."""
+        if self._schedule is not None or step <= self._noted:
+            return
+        rate = self.now() if rate is None else rate
+        if self._notes and self._notes[-1][2] == rate:
+            first = self._notes.pop()[0]
+        else:
+            first = self._noted
+        self._notes.append((first, step, rate))
+        self._noted = step
+
+    def forget(self, step):
+        """Drops the notes of steps up to `step`."""
+        self._notes = [note for note in self._notes if note[1] > step]
+
+    def summed(self, first, last):
+        """Sum over the steps first + 1 .. last; of a schedule by the midpoint rule from 9 steps on."""
         number = last - first
         if number <= 0:
             return 0.0
-        if self._schedule is None:
-            return number * float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+        if self._schedule is not None:
+            return self._summed_schedule(first, number)
+        total = 0.0
+        for start, end, rate in self._notes:
+            noted = max(0, min(end, last) - max(start, first))
+            total, number = total + noted * rate, number - noted
+        return total + number * self.now() if number else total
+
+    def _summed_schedule(self, first, number):
         samples = min(number, self.samples)
         width = number / samples
         points = [first + (index + 0.5) * width - 0.5 for index in range(samples)]
+        # Keras evaluates a schedule at the number of batches done, not of updates.
+        points = [(point + 1.0) * self._accumulation - 1.0 for point in points]
         return width * sum(float(keras.ops.convert_to_numpy(self._schedule(p))) for p in points)
 
 
@@ -373,7 +480,7 @@ def _innermost(optimizer):
     return optimizer
 
 
-def _final_compressors(assignments, wrappers):
+def _final_compressors(assignments, wrappers, model):
     """Returns `[(target, [(number of the action, compressor), ...]), ...]` for the end."""
     finals, covered = [], set()
     for assignment in assignments:
@@ -386,10 +493,13 @@ def _final_compressors(assignments, wrappers):
         if compressors:
             finals.append((assignment.target, compressors))
             covered.update(id(variable) for variable in assignment.target.variables)
+    known = {id(target.variables[0]): target for target in find_targets(model)[0]}
     for wrapper in wrappers:
-        for target in wrapper.targets:
-            if id(target.variables[0]) not in covered:
-                finals.append((target, [("layer", wrapper.compressor)]))
+        for target in wrapper.targets or ():
+            variable = id(target.variables[0])
+            if variable not in covered:  # frozen kernels are not among the known ones
+                unique = dataclasses.replace(target, name=f"{wrapper.path}/{target.name}")
+                finals.append((known.get(variable, unique), [("layer", wrapper.compressor)]))
     return finals
 
 

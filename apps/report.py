@@ -1,0 +1,13 @@
+"""Prints the results of a run, or of several side by side.
+
+python -m apps.report --workdir=runs/digits --compare=runs/rare
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
+
+from keras_compaware.cli import report
+
+if __name__ == "__main__":
+    report.run()

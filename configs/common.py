@@ -1,0 +1,40 @@
+"""What the configurations of a data set share; an experiment adds its rules."""
+
+from ml_collections import ConfigDict
+
+
+def digits(model="lenet_300_100"):
+    """scikit-learn's digits: 8 x 8 pixels, 811 training, 90 validation and 896 test images."""
+    return _config("digits", model, epochs=60, batch_size=32)
+
+
+def mnist(model="lenet_300_100"):
+    """MNIST: 28 x 28 pixels, 54,000 training, 6,000 validation and 10,000 test images."""
+    return _config("mnist", model, epochs=10, batch_size=128)
+
+
+def fashion_mnist(model="lenet_300_100"):
+    """Fashion-MNIST: 28 x 28 pixels, 54,000 training, 6,000 validation and 10,000 test images."""
+    return _config("fashion_mnist", model, epochs=15, batch_size=128)
+
+
+def rule(**arguments):
+    """One rule; see `keras_compaware.cli.config.recipe_of` for its keys."""
+    return ConfigDict(arguments)
+
+
+def _config(data, model, epochs, batch_size):
+    config = ConfigDict()
+    config.data = ConfigDict({"name": data, "validation": 0.1})
+    config.model = model
+    config.model_args = ConfigDict()
+    config.init_from = ""
+    config.epochs = epochs
+    config.batch_size = batch_size
+    config.seed = 0
+    config.optimizer = ConfigDict(
+        {"name": "adam", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.0}
+    )
+    config.rules = ConfigDict(sort_keys=False)  # in the order in which they are written
+    config.recalibrate_steps = 100
+    return config

@@ -1,0 +1,21 @@
+"""Fashion-MNIST. Straight-through: layers run with kernels of low rank, 24% of their parameters,
+on a basis refreshed every 100 steps.
+
+  python -m apps.train --config=configs/fashion_mnist_wrapper.py --workdir=runs/fashion_mnist_wrapper \\
+      --data_dir=DIR
+
+Run time: 191 s on 2 cores, besides 153 s for the dense twin, which is trained once. Result with
+seed 0 on the TensorFlow backend: test accuracy 85.58 % (dense twin 91.88 %), 106,070 parameters
+(431,080), LiteRT file 420 KB (1,688 KB), compressed by gzip 387 KB (1,561 KB), encoded weights 414
+KB (1,684 KB).
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.fashion_mnist("lenet_5")
+    config.rules.wrapper = common.rule(
+        where="conv2|dense1", action="StraightThrough", every=100, compressor="LowRank", ratio=0.24
+    )
+    return config

@@ -1,0 +1,18 @@
+"""MNIST. Nuclear norm by its proximal map every 100 steps: singular values vanish, and the rank
+with them.
+
+  python -m apps.train --config=configs/mnist_nuclear_norm.py --workdir=runs/mnist_nuclear_norm \\
+      --data_dir=DIR
+
+Run time: not measured yet.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.mnist()
+    config.rules.nuclear_norm = common.rule(
+        where=None, action="Proximal", every=100, regularizer="NuclearNorm", strength=1.0
+    )
+    return config

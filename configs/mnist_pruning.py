@@ -1,0 +1,18 @@
+"""MNIST. Pruning: 90% of every kernel but the classifier's set to zero every 200 steps; no mask
+persists.
+
+  python -m apps.train --config=configs/mnist_pruning.py --workdir=runs/mnist_pruning \\
+      --data_dir=DIR
+
+Run time: not measured yet.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.mnist()
+    config.rules.pruning = common.rule(
+        where=None, every=200, compressor="MagnitudePruning", sparsity=0.9
+    )
+    return config

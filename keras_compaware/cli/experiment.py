@@ -1,0 +1,352 @@
+"""One experiment: train, compact, export, measure, beside the dense twin."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_compaware import data, export, measure, models
+from keras_compaware._files import write_json_atomic, write_text_atomic
+from keras_compaware.cli.config import (
+    dense_config,
+    fingerprint,
+    optimizer_of,
+    recipe_of,
+    source_of,
+    steps_per_epoch,
+)
+from keras_compaware.cli.files import first_line, save_model, writing
+from keras_compaware.cli.program import UserError, console, say
+from keras_compaware.cli.workdir import Checkpoint, Workdir
+from keras_compaware.compact import compact, recalibrate_batch_norm
+from keras_compaware.data.store import CACHE_VARIABLE, default_cache_dir
+from keras_compaware.kernels import find_targets
+from keras_compaware.recipe import Recipe
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A resolved configuration with its data.
+
+    Args:
+        config: Resolved configuration.
+        data_dir: Folder of TFDS data sets, or None.
+    """
+
+    config: Mapping[str, Any]
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        settings = self.config["data"]
+        self.dataset = data.load(
+            settings["name"],
+            data_dir=self.data_dir,
+            validation=settings["validation"],
+            image_size=settings["image_size"],
+        )
+        self.steps_per_epoch = steps_per_epoch(len(self.dataset.train), self.config["batch_size"])
+        self.total_steps = self.steps_per_epoch * self.config["epochs"]
+
+    def recipe(self) -> Recipe | None:
+        """Returns the recipe of the configuration's rules."""
+        return recipe_of(self.config["rules"], self.steps_per_epoch, self.total_steps)
+
+    def build_model(self) -> keras.Model:
+        """Builds the uncompiled model, with the weights that training starts from."""
+        keras.utils.set_random_seed(self.config["seed"])
+        model = models.build(
+            self.config["model"],
+            self.dataset.image_shape,
+            self.dataset.num_classes,
+            **self.config["model_args"],
+        )
+        if self.config["init_from"]:
+            load_weights(model, self.config["init_from"])
+        return model
+
+    def compile(self, model: keras.Model) -> None:
+        """Compiles a model as the configuration says."""
+        model.compile(
+            optimizer=optimizer_of(self.config, self.total_steps),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+        )
+
+    def train(self, workdir: Workdir) -> tuple[keras.Model, Checkpoint]:
+        """Trains in a folder, going on from its last checkpoint; returns the trained model.
+
+        Training ends exactly compressed and with batch-normalisation statistics that fit the
+        weights.
+        """
+        model = self.build_model()
+        recipe = self.recipe()
+        if recipe is not None:
+            plan = recipe.plan(model)
+            with writing(workdir.plan):
+                write_text_atomic(workdir.plan, f"{plan}\n")
+            say(plan)
+            model = recipe.wrap(model)
+        self.compile(model)
+        compression = [] if recipe is None else recipe.callbacks(model)
+        checkpoint = Checkpoint(
+            workdir, compression[0] if compression else None, self.config["seed"]
+        )
+        epoch = checkpoint.restore(model)
+        if epoch:
+            say(f"resuming after epoch {epoch} of {self.config['epochs']}")
+        batches = self.batches("train")
+        model.fit(
+            batches,
+            epochs=self.config["epochs"],
+            initial_epoch=epoch,
+            shuffle=False,  # the batches shuffle themselves, the same way after a restart
+            validation_data=self.batches("validation") if self.dataset.validation else None,
+            callbacks=[
+                data.FollowEpoch(batches),
+                *compression,
+                *_tensorboard(workdir),
+                checkpoint,
+            ],
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+        if self.config["recalibrate_steps"]:
+            recalibrate_batch_norm(model, self.batches("train"), self.config["recalibrate_steps"])
+        return model, checkpoint
+
+    def batches(self, split: str) -> data.Batches:
+        """Returns a split in batches; the training split reshuffled each epoch."""
+        seed = self.config["seed"] if split == "train" else None
+        return data.batches(getattr(self.dataset, split), self.config["batch_size"], seed=seed)
+
+    def test_accuracy(self, model: keras.Model) -> tuple[float, np.ndarray]:
+        """Returns Keras's accuracy on the test split in [0, 1] and the predicted classes."""
+        scores = model.predict(self.batches("test"), verbose=0)
+        predicted = np.argmax(scores, axis=-1)
+        return float(np.mean(predicted == self.dataset.test.labels)), predicted
+
+    def dense_twin(self) -> Workdir:
+        """Returns the folder of the dense twin: the same run without rules, trained once.
+
+        It is kept in the cache under a hash of its configuration and of the versions of what
+        trains it.
+        """
+        config = dense_config(self.config)
+        key = fingerprint(
+            config,
+            {
+                "data": f"{self.dataset.name} {self.dataset.version} {len(self.dataset.train)}",
+                "model": source_of(self.config["model"]),
+                "init_from": source_of(self.config["init_from"]),
+                "backend": keras.backend.backend(),
+                "versions": versions(),
+                "data_dir": os.path.abspath(self.data_dir) if self.data_dir else None,
+            },
+        )
+        workdir = Workdir(_twins_dir() / key)
+        with workdir.locked(wait=True):  # several runs may need the same twin at the same time
+            if workdir.report.exists() and workdir.litert.exists():
+                say(f"dense twin: found in {workdir.path}")
+                return workdir
+            say(f"dense twin: training the same network without compression, {workdir.path}")
+            workdir.open(config, overwrite=workdir.report.exists())
+            twin = Experiment(config, self.data_dir)
+            model, checkpoint = twin.train(workdir)
+            save_model(model, workdir.model)
+            report = twin.measure(model, model, workdir, None)
+            report |= {"seconds": checkpoint.seconds, "history": checkpoint.history}
+            with writing(workdir.report):
+                write_json_atomic(workdir.report, report)
+        return workdir
+
+    def check(self) -> None:
+        """Finds out what cannot work before anything is trained or overwritten.
+
+        Raises:
+            ValueError: If the recipe does not fit the model.
+            UserError: If nothing would be compressed, or the result could not be exported.
+        """
+        recipe = self.recipe()
+        if recipe is None:
+            raise UserError("the configuration has no rules, so there is nothing to compress")
+        model = self.build_model()
+        plan = recipe.plan(model)
+        if not plan.assignments:
+            raise UserError(f"nothing would be compressed:\n{plan}")
+        model = recipe.wrap(model)
+        recipe.callbacks(model)
+        self.compile(model)
+        if importlib.util.find_spec("tensorflow") is None:
+            raise UserError(
+                "the result is exported to LiteRT by TensorFlow's converter, and TensorFlow is not "
+                "installed (pip install tensorflow). The Keras backend may stay as it is."
+            )
+
+    def measure(
+        self, model: keras.Model, small: keras.Model, workdir: Workdir, recipe: Recipe | None
+    ) -> dict[str, Any]:
+        """Exports the small model and measures it; returns plain JSON values.
+
+        Args:
+            model: The trained model.
+            small: Its compacted form, which is exported.
+            workdir: Where the LiteRT file goes.
+            recipe: The recipe, for the bits of the compressed kernels, or None.
+        """
+        with console.status("exporting to LiteRT and comparing"), writing(workdir.litert):
+            examples = self.dataset.test.images[:64] * np.float32(1 / 255)
+            result = export.to_litert(small, workdir.litert, inputs=examples)
+        accuracy, predicted = self.test_accuracy(small)
+        images = self.dataset.test.images * np.float32(1 / 255)
+        scores = export.predict(
+            workdir.litert, images, batch_size=256, progress=sys.stdout.isatty()
+        )
+        classes = np.argmax(scores, axis=-1)
+        return {
+            "accuracy": float(np.mean(classes == self.dataset.test.labels)),
+            "keras_accuracy": accuracy,
+            "agreement": float(np.mean(classes == predicted)),
+            "export_error": float(result.max_error),
+            "parameters": measure.parameters(small),
+            "macs": measure.macs(small),
+            "encoded_bytes": encoded_bytes(model, recipe),
+            "litert_bytes": measure.file_bytes(workdir.litert),
+            "gzip_bytes": measure.gzip_bytes(workdir.litert),
+        }
+
+
+def encoded_bytes(model: keras.Model, recipe: Recipe | None) -> int:
+    """Returns the bytes of all weights, those under a compressor counted by their codes."""
+    codes = {}
+    finals = recipe.final_compressors(model) if recipe is not None else {}
+    for target in find_targets(model)[0]:
+        if target.name in finals:
+            w = target.read()
+            compressor = finals[target.name].settle(w, target.axes)
+            codes[id(target.variables[0])] = compressor.encode(w, axes=target.axes).num_bits
+    total = 0
+    for weight in {id(weight): weight for weight in model.weights}.values():
+        is_basis = "/basis_" in f"/{weight.name}"
+        plain = 0 if is_basis else 32 * math.prod(weight.shape)
+        total += codes.get(id(weight), plain)
+    return math.ceil(total / 8)
+
+
+def load_weights(model: keras.Model, path: str) -> None:
+    """Copies trained weights from a `.keras` or `.weights.h5` file into a model.
+
+    Raises:
+        UserError: If the file is missing or does not fit.
+    """
+    path = os.path.expanduser(path)
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--init_from: there is no file {path}")
+    if not path.endswith((".keras", ".weights.h5")):
+        raise UserError(f"--init_from must be a .keras or .weights.h5 file. Received: {path}")
+    try:
+        if path.endswith(".keras"):
+            trained = keras.models.load_model(path, compile=False)
+            model.set_weights(trained.get_weights())
+        else:
+            model.load_weights(path)
+    except Exception as error:
+        raise UserError(
+            f"--init_from: the weights of {path} cannot be loaded into the model '{model.name}': "
+            f"{first_line(error)}"
+        ) from error
+
+
+def run(config: Mapping[str, Any], path: str, *, data_dir: str | None, overwrite: bool) -> dict:
+    """Runs a whole experiment in a folder and returns its report.
+
+    Args:
+        config: Resolved configuration.
+        path: The folder: new, of an interrupted run of the same configuration, or of any run if
+            `overwrite`.
+        data_dir: Folder of TFDS data sets, or None.
+        overwrite: Whether to remove the files of an earlier run first.
+
+    Raises:
+        UserError: If the folder or the configuration does not allow it.
+    """
+    workdir = Workdir(path)
+    experiment = Experiment(config, data_dir)
+    experiment.check()
+    with workdir.locked():
+        workdir.open(config, overwrite=overwrite)
+        return _run_in(workdir, experiment)
+
+
+def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
+    config = experiment.config
+    recipe = experiment.recipe()
+    twin = experiment.dense_twin()
+    model, checkpoint = experiment.train(workdir)
+    save_model(model, workdir.model)
+    with console.status("compacting"):
+        compacted = compact(model)
+    say(compacted)
+    save_model(compacted.model, workdir.compact)
+    small = experiment.measure(model, compacted.model, workdir, recipe)
+    dense = json.loads(twin.report.read_text("utf-8"))
+    with console.status("measuring latency"):
+        latency = export.latency([twin.litert, workdir.litert], num_threads=1)
+    for row, file in ((dense, twin.litert), (small, workdir.litert)):
+        row["latency_ms"] = latency[file].median_ms
+    report = {
+        "name": f"{experiment.dataset.name}, {config['model']}",
+        "dense": dense,
+        "compact": {
+            **small,
+            "seconds": checkpoint.seconds,
+            "history": checkpoint.history,
+            "compact_error": compacted.max_error,
+            "layers": [dataclasses.asdict(row) for row in compacted.rows],
+            "firings": checkpoint.all_firings(),
+        },
+        "plan": recipe.plan(experiment.build_model()).to_json(),
+        "config": config,
+        "steps_per_epoch": experiment.steps_per_epoch,
+        "data": {"name": experiment.dataset.name, "version": experiment.dataset.version},
+        "backend": keras.backend.backend(),
+        "versions": versions(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "command": f"python -m apps.train {shlex.join(sys.argv[1:])}",
+    }
+    with writing(workdir.report):
+        write_json_atomic(workdir.report, report)
+    return report
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what decides about a result."""
+    found = {"python": platform.python_version()}
+    for name in ("keras-compaware", "keras", "tensorflow", "jax", "torch", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _twins_dir() -> pathlib.Path:
+    """The folder of dense twins, beside the arrays of data sets or where the user wants both."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return (default_cache_dir() if chosen else default_cache_dir().parent) / "dense_twins"
+
+
+def _tensorboard(workdir: Workdir) -> list[keras.callbacks.Callback]:
+    """TensorBoard's callback where TensorFlow runs anyway; elsewhere it would take the GPU."""
+    if keras.backend.backend() == "tensorflow" and importlib.util.find_spec("tensorboard"):
+        return [keras.callbacks.TensorBoard(str(workdir.tensorboard))]
+    return []

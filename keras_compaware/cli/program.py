@@ -1,0 +1,102 @@
+"""What all programs share: flags, output, and one clear message for a user's mistake."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import rich.console
+from absl import app, flags, logging
+
+# Wide enough for the tables where there is no terminal: in a log, a pipe, a CI run.
+console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError)
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its message is all that is shown."""
+
+
+def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+    """Runs a program: parses the command line, calls `main`, exits non-zero after an error.
+
+    Errors that a user can cause (a wrong value, a missing file, a full disk) end in one message on
+    standard error; `--debug` shows the traceback.
+
+    Args:
+        main: The program; it reads its flags from `flags.FLAGS`.
+        define_flags: Defines the program's flags. They are defined when a program runs, not when
+            its module is imported, for several programs have a flag of the same name.
+    """
+    known = set(flags.FLAGS)
+    define_flags()
+    flags.DEFINE_bool("debug", False, "Show the whole traceback of an error, not just its message.")
+    for name in set(flags.FLAGS) - known:  # those that --help shows
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+    def guarded(argv: Sequence[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:  # not chosen on the command line
+            logging.set_verbosity(logging.WARNING)
+        try:
+            if len(argv) > 1:
+                raise UserError(
+                    f"unexpected argument {argv[1]!r}: every argument is a flag, --name=value. "
+                    "See --help."
+                )
+            main()
+        except (UserError, *USER_ERRORS) as error:
+            fail(error)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def say(text: object = "") -> None:
+    """Prints text as it is: lines are not broken, brackets have no meaning."""
+    console.out(text, highlight=False)
+
+
+def fail(error: Exception, status: int = 1) -> None:
+    """Prints an error, with its traceback after `--debug`, and exits."""
+    sys.stdout.flush()
+    if "--debug" in sys.argv[1:]:  # flags may not be parsed yet
+        traceback.print_exception(error)
+    message = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        message = f"{error.strerror}: {os.fspath(error.filename)}"
+    if not isinstance(error, UserError | flags.Error):
+        message += "\n(--debug shows where this comes from)"
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses flags; whatever is wrong with them is a message as well."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, UserError, *USER_ERRORS) as error:
+        fail(error, status=2)
+
+
+def required(name: str) -> str:
+    """Returns the value of a flag that must be given."""
+    value = flags.FLAGS[name].value
+    if not value:
+        raise UserError(f"--{name} is missing. See --help.")
+    return value
+
+
+def output_path(name: str, suffix: str) -> str:
+    """Returns a flag's path to write to, of which the folder exists."""
+    path = os.path.expanduser(required(name))
+    if not path.endswith(suffix):
+        raise UserError(f"--{name} must end in {suffix}. Received: {path}")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f"--{name}: there is no folder {folder}. Create it first.")
+    if os.path.isdir(path):
+        raise UserError(f"--{name} must name a file, and {path} is a folder")
+    return path

@@ -1,0 +1,48 @@
+"""The program `report`."""
+
+import json
+
+from absl import flags
+
+from keras_compaware.cli import program
+from keras_compaware.cli.workdir import Workdir
+from keras_compaware.reporting import results_table
+
+_KEYS = ("name", "dense", "compact", "config", "command")
+
+
+def define_flags() -> None:
+    """Defines the flags."""
+    flags.DEFINE_string("workdir", None, "Folder of a finished run.")
+    flags.DEFINE_list("compare", [], "Further folders, separated by commas.")
+
+
+def main() -> None:
+    """Prints the results of one or several runs."""
+    paths = [program.required("workdir"), *flags.FLAGS.compare]
+    reports = [_read(path) for path in paths]
+    program.console.print(results_table(reports), markup=False)
+    if len(reports) == 1:
+        program.say(f"\n{reports[0]['command']}")
+
+
+def _read(path: str) -> dict:
+    workdir = Workdir(path)
+    if not workdir.report.exists():
+        hint = (
+            "it was not finished: run train again" if workdir.config.exists() else "no run is there"
+        )
+        raise program.UserError(f"there is no {workdir.report}; {hint}")
+    try:
+        report = json.loads(workdir.report.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise program.UserError(f"{workdir.report} is damaged: {error}") from error
+    missing = [key for key in _KEYS if not isinstance(report, dict) or key not in report]
+    if missing:
+        raise program.UserError(f"{workdir.report} is no report of a run: it lacks {missing[0]!r}")
+    return report
+
+
+def run() -> None:
+    """Runs the program."""
+    program.run(main, define_flags)

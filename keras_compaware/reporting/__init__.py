@@ -1,0 +1,5 @@
+"""Reports of runs."""
+
+from keras_compaware.reporting.table import results_table
+
+__all__ = ["results_table"]

@@ -1,0 +1,24 @@
+"""The configurations of configs/: each has known keys, and rules that fit its network."""
+
+import pathlib
+
+import pytest
+
+from keras_compaware import models
+from keras_compaware.cli.config import optimizer_of, recipe_of, resolve
+from keras_compaware.cli.config_flag import load
+
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
+FILES = sorted(file for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "common"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_configuration(file):
+    config = resolve(load(str(file)))
+    shape = SHAPES[config["data"]["name"]]
+    model = models.build(config["model"], shape, 10, **config["model_args"])
+    recipe = recipe_of(config["rules"], steps_per_epoch=100, total_steps=100 * config["epochs"])
+    assert recipe.plan(model).assignments
+    assert recipe.callbacks(recipe.wrap(model))
+    optimizer_of(config, total_steps=100)

@@ -1,0 +1,102 @@
+"""Decompositions of stacks, and the polar factor without one."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_compaware._math.backend import compiled, float32_products
+from keras_compaware._math.svd import polar_factor, svd
+
+polar = compiled(polar_factor)
+
+
+def arrays(*tensors):
+    return [np.asarray(ops.convert_to_numpy(tensor)) for tensor in tensors]
+
+
+def exact(matrix):
+    left, _, right = np.linalg.svd(matrix.astype("float64"), full_matrices=False)
+    return left @ right
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 4), (2, 4, 7), (1, 5, 5), (3, 6, 1), (1, 1, 1)])
+def test_svd_of_a_stack(shape):
+    matrix = np.random.default_rng(0).normal(size=shape).astype("float32")
+    left, values, right = arrays(*svd(ops.convert_to_tensor(matrix)))
+    k = min(shape[1:])
+    assert left.shape == (shape[0], shape[1], k)
+    assert values.shape == (shape[0], k)
+    assert right.shape == (shape[0], k, shape[2])
+    assert np.all(np.diff(values, axis=-1) <= 0)
+    np.testing.assert_allclose(left * values[:, None, :] @ right, matrix, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 30, 20), (2, 20, 30), (1, 9, 1), (1, 1, 9)])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_polar_factor(shape, scale):
+    matrix = np.random.default_rng(0).normal(size=shape)
+    (found,) = arrays(polar(ops.convert_to_tensor((scale * matrix).astype("float32"))))
+    np.testing.assert_allclose(found, exact(matrix), atol=2e-5)
+
+
+def test_the_polar_factor_of_a_wide_spectrum():
+    """Singular values down to 1e-4 of the norm end at one; far smaller ones in between."""
+    random = np.random.default_rng(1)
+    left, _ = np.linalg.qr(random.normal(size=(40, 6)))
+    right, _ = np.linalg.qr(random.normal(size=(6, 6)))
+    values = np.array([1, 0.1, 1e-2, 1e-3, 3e-4, 1e-7])
+    matrix = (left * values @ right.T)[None]
+    (found,) = arrays(polar(ops.convert_to_tensor(matrix.astype("float32"))))
+    on_directions = np.diag(left.T @ found[0] @ right)
+    np.testing.assert_allclose(on_directions[:5], 1.0, atol=1e-3)
+    assert -1e-3 <= on_directions[5] <= 1.001
+    assert np.linalg.norm(found[0], 2) <= 1.001
+
+
+def test_the_polar_factor_of_nothing_is_nothing():
+    (found,) = arrays(polar(ops.zeros((2, 4, 3))))
+    np.testing.assert_array_equal(found, 0)
+
+
+def test_products_are_full_float32_and_the_setting_is_restored():
+    """The mantissa of TF32 has 10 bits, that of bfloat16 7; 1 + 2**-12 needs 12."""
+    a = np.full((1, 8, 8), 1 + 2.0**-12, "float32")
+    with float32_products():
+        (inside,) = arrays(ops.matmul(ops.convert_to_tensor(a), ops.ones((1, 8, 8))))
+    np.testing.assert_array_equal(inside, 8 * (1 + 2.0**-12))
+    import keras
+
+    if keras.backend.backend() == "torch":
+        import torch
+
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        with pytest.raises(RuntimeError, match="stop"), float32_products():
+            assert not torch.backends.cuda.matmul.allow_tf32
+            raise RuntimeError("stop")
+        assert torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = before
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(True)
+        with pytest.raises(RuntimeError, match="stop"), float32_products():
+            assert not tf.config.experimental.tensor_float_32_execution_enabled()
+            raise RuntimeError("stop")
+        assert tf.config.experimental.tensor_float_32_execution_enabled()
+    else:
+        import jax
+
+        with float32_products():
+            assert jax.config.jax_default_matmul_precision == "float32"
+        assert jax.config.jax_default_matmul_precision is None
+
+
+def test_a_compiled_function_keeps_its_name_and_takes_no_gradients():
+    def double(w):
+        """Doubles."""
+        return 2 * w
+
+    function = compiled(double)
+    assert (function.__name__, function.__doc__) == ("double", "Doubles.")
+    np.testing.assert_array_equal(arrays(function(ops.ones((2,))))[0], [2, 2])
