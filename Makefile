@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt | $(PY)
 	@touch $@
 
 demo: $(STAMP) ## train, compress and export a small network; ends with a table of results
-	$(PY) -m apps.train --config=configs/digits_demo.py --workdir=runs/demo --overwrite
+	$(PY) -m apps.train --config=configs/digits_low_rank.py --workdir=runs/demo --overwrite
 
 # $(call run-tests,MARKERS,PYTEST ARGUMENTS,PYTEST ARGUMENTS FOR THE FIRST BACKEND ONLY)
 # Runs the tests once on every installed backend, whatever becomes of the others, and fails if one

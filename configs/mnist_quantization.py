@@ -1,9 +1,12 @@
-"""MNIST. Quantization: every kernel rounded to a uniform grid of 3 bits every 200 steps.
+"""MNIST. Quantization: every kernel rounded to a uniform grid of 4 bits every 200 steps.
 
   python -m apps.train --config=configs/mnist_quantization.py --workdir=runs/mnist_quantization \\
       --data_dir=DIR
 
-Run time: not measured yet.
+Run time: 19 s on 2 cores, besides 22 s for the dense twin, which is trained once. Result with seed
+0 on the TensorFlow backend: test accuracy 96.89 % (dense twin 98.20 %), 266,610 parameters
+(266,610), LiteRT file 1,045 KB (1,045 KB), compressed by gzip 138 KB (965 KB), encoded weights 99
+KB (1,041 KB).
 """
 
 from configs import common
@@ -12,6 +15,6 @@ from configs import common
 def get_config():
     config = common.mnist()
     config.rules.quantization = common.rule(
-        where=".*", every=200, compressor="UniformQuantization", bits=3
+        where=".*", every=200, compressor="UniformQuantization", bits=4
     )
     return config

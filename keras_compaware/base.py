@@ -83,7 +83,8 @@ def check_choice(owner, name, value, choices):
     """Raises unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(
-            f"{owner}: `{name}` must be one of {', '.join(map(repr, choices))}. Received: {value!r}."
+            f"{owner}: `{name}` must be one of {', '.join(map(repr, choices))}. "
+            f"Received: {value!r}."
         )
 
 
@@ -196,7 +197,7 @@ class Code:
                 total += part.num_bits
             else:
                 count = self.counts.get(name, math.prod(part.shape))
-                total += int(math.ceil(int(count) * self.bits[name]))
+                total += math.ceil(int(count) * self.bits[name])
         return total
 
 
@@ -339,11 +340,15 @@ class Chain(Compressor):
         return self._compress_payload(self._first.encode_on(basis, w, axes), None)
 
     def decode(self, code):
+        return self._first.decode(self.first_code(code))
+
+    def first_code(self, code):
+        """Returns the code as the first member made it, with the payload that the others restore."""
         rest = self._rest
         if rest is None:
-            return self._first.decode(code)
+            return code
         restored = {name: rest.decode(code.parts[name]) for name in code.payload}
-        return self._first.decode(dataclasses.replace(code, parts={**code.parts, **restored}))
+        return dataclasses.replace(code, parts={**code.parts, **restored})
 
     def settle(self, w, axes=None):
         first = self._first.settle(w, axes)

@@ -44,7 +44,9 @@ def register_kernels(layer_class, **kernels):
     >>> register_kernels(Scale, mixing=KernelAxes(inputs=(0,), outputs=(1,)))
     """
     if not (isinstance(layer_class, type) and issubclass(layer_class, keras.layers.Layer)):
-        raise TypeError(f"`layer_class` must be a class of Keras layers. Received: {layer_class!r}.")
+        raise TypeError(
+            f"`layer_class` must be a class of Keras layers. Received: {layer_class!r}."
+        )
     for name, axes in kernels.items():
         if not isinstance(axes, KernelAxes) and not callable(axes):
             raise TypeError(
@@ -207,7 +209,9 @@ def matches(where, target):
     if where is None:
         return not getattr(target, "is_head", False)
     if isinstance(where, str):
-        return any(re.search(where, name) for name in (target.name, *getattr(target, "aliases", ())))
+        return any(
+            re.search(where, name) for name in (target.name, *getattr(target, "aliases", ()))
+        )
     if isinstance(where, type):
         return isinstance(target.layer, where)
     if isinstance(where, keras.layers.Layer):

@@ -48,7 +48,7 @@ INTERNAL: dict[str, set[str] | None] = {
         "training",
         "_graph",
     },
-    "export": {"base", "measure", "_files"},
+    "export": {"base", "measure", "_files", "_graph"},
     "reporting": {"base", "measure", "_files"},
     "data": {"_files"},
     "models": set(),
@@ -74,7 +74,7 @@ LAZY = {"tensorflow", "jax", "torch", "ai_edge_litert", "tensorflow_datasets", "
 # Outside the package: folder -> the only names that its files may import, the standard library
 # included. A config is data, and a program of apps/ is a few lines over keras_compaware.cli.
 OUTSIDE: dict[str, set[str]] = {
-    "apps": {"absl", f"{PACKAGE}.cli", "__future__"},
+    "apps": {"os", "absl", f"{PACKAGE}.cli", "__future__"},
     "configs": {"ml_collections", "configs.common", "__future__"},
 }
 

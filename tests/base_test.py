@@ -71,11 +71,11 @@ def test_open_ends_and_optional_values():
         check_number("Owner", "share", -1, 0.0, float("inf"))
     check_integer("Owner", "count", None, 1, optional=True)
     check_integer("Owner", "count", np.int32(3), 1)
-    with pytest.raises(TypeError, match="`count` must be an integer of at least 1. Received: 2.0"):
+    with pytest.raises(TypeError, match=r"`count` must be an integer of at least 1. Received: 2.0"):
         check_integer("Owner", "count", 2.0, 1)
-    with pytest.raises(ValueError, match="`count` must be at least 1. Received: 0"):
+    with pytest.raises(ValueError, match=r"`count` must be at least 1. Received: 0"):
         check_integer("Owner", "count", 0, 1)
-    with pytest.raises(ValueError, match="must be one of 'a', 'b'. Received: 'c'"):
+    with pytest.raises(ValueError, match=r"must be one of 'a', 'b'. Received: 'c'"):
         check_choice("Owner", "letter", "c", ("a", "b"))
 
 
@@ -307,7 +307,7 @@ def test_as_kernel_computes_in_float32_and_casts_back():
     assert keras.backend.standardize_dtype(w.dtype) == "float32"
     assert axes == axes_by_rank(2)
     assert keras.backend.standardize_dtype(cast(w).dtype) == "float16"
-    with pytest.raises(TypeError, match="A kernel must have a float dtype. Received: bool"):
+    with pytest.raises(TypeError, match=r"A kernel must have a float dtype. Received: bool"):
         as_kernel(np.ones((2, 2), bool), None)
 
 

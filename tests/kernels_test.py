@@ -299,7 +299,7 @@ def test_axes_that_do_not_fit_are_refused(rules):
 
 
 def test_nonsense_is_not_registered(rules):
-    with pytest.raises(TypeError, match="must be a class of Keras layers. Received: 'Dense'"):
+    with pytest.raises(TypeError, match=r"must be a class of Keras layers. Received: 'Dense'"):
         register_kernels("Dense", kernel=KernelAxes())
     with pytest.raises(TypeError, match="`kernel` must be a KernelAxes or a function"):
         register_kernels(layers.Dense, kernel=(0, 1))

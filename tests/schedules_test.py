@@ -1,5 +1,6 @@
 """Ramps against values computed by hand."""
 
+import itertools
 import json
 import math
 
@@ -39,7 +40,7 @@ def test_the_cosine_ramp():
 def test_it_is_monotone_and_ends_at_the_final_value_exactly(shape, final):
     ramp = Ramp(initial=0.05, begin=3, end=53, shape=shape)
     values = [ramp(step, final) for step in range(60)]
-    steps = [b - a for a, b in zip(values, values[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(values)]
     assert all(step >= 0 for step in steps) if final > 0.05 else all(step <= 0 for step in steps)
     assert values[:4] == [pytest.approx(0.05)] * 4
     assert values[53:] == [final] * 7

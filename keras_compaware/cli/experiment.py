@@ -294,7 +294,7 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
     model, checkpoint = experiment.train(workdir)
     save_model(model, workdir.model)
     with console.status("compacting"):
-        compacted = compact(model)
+        compacted = compact(model, checkpoint.codes)
     say(compacted)
     save_model(compacted.model, workdir.compact)
     small = experiment.measure(model, compacted.model, workdir, recipe)

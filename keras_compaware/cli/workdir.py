@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_compaware._files import write_json_atomic, write_text_atomic
+from keras_compaware.base import Code
 from keras_compaware.cli.files import first_line, save_model, writing
 from keras_compaware.cli.program import UserError, say
 from keras_compaware.training import CompressionCallback
@@ -257,6 +258,11 @@ class Checkpoint(keras.callbacks.Callback):
             if not file.name.startswith(name):
                 file.unlink()
         write_text_atomic(self._workdir.history, _as_csv(self.history))
+
+    @property
+    def codes(self) -> dict[str, Code]:
+        """Codes of kernels that several compressors made, for `compact`; known once trained."""
+        return self._compression.codes if self._compression else {}
 
     def all_firings(self) -> list[dict[str, Any]]:
         """Returns this run's firings, those before an interruption included, as JSON values."""

@@ -16,6 +16,7 @@ from keras_compaware.compact.factorise import (
 )
 from keras_compaware.compact.rebuild import clone
 from keras_compaware.compact.strip import plain_config, stripped_layer
+from keras_compaware.kernels import find_targets
 from keras_compaware.layers import Compressed
 from keras_compaware.layers.compressed import compressed_layers
 
@@ -70,7 +71,7 @@ class CompactResult:
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def compact(model):
+def compact(model, codes=None):
     """Returns a smaller model that computes the same function, in plain Keras layers.
 
     Straight-through wrappers are replaced by their layers with the compressed kernels, and
@@ -84,12 +85,15 @@ def compact(model):
 
     Args:
         model: A Sequential or functional model, nested ones included. It is not changed.
+        codes: Mapping from target names to `Code`s of two factors, as a `CompressionCallback` leaves
+            them in `codes` when it has quantized the factors of a low-rank kernel: these factors are
+            taken, where a decomposition would find others that are not quantized.
 
     Returns:
         A `CompactResult`.
 
     Raises:
-        ValueError: If the model is subclassed.
+        ValueError: If the model is subclassed, or a code does not belong to its kernel.
         RuntimeError: If the outputs of the new model differ from those of the old one.
 
     Example:
@@ -104,13 +108,15 @@ def compact(model):
     """
     rows, fills = [], []
     sizes = _input_sizes(model)
+    codes = _codes_by_variable(model, codes or {})
 
     def change(layer):
         inner = layer.layer if isinstance(layer, Compressed) else layer
         _refuse_hidden_wrappers(inner)
         new, fill = stripped_layer(layer)
         if isinstance(inner, FACTORISABLE) and inner.built:
-            reason, found = _factorisation(layer, inner, sizes.get(id(layer), ()))
+            code = codes.get(id(inner.kernel))
+            reason, found = _factorisation(layer, inner, sizes.get(id(layer), ()), code)
             if found is not None:
                 new, fill = factorised_layer(inner, found, plain_config(inner))
             rows.append(_row(inner, found, reason))
@@ -141,7 +147,18 @@ def _refuse_hidden_wrappers(outer):
         )
 
 
-def _factorisation(layer, inner, input_shapes):
+def _codes_by_variable(model, codes):
+    known = {target.name: id(target.variables[0]) for target in find_targets(model)[0]}
+    for name in codes:
+        if name not in known:
+            raise ValueError(
+                f"compact: there is no kernel '{name}', for which `codes` has a code. Kernels of the "
+                f"model '{model.name}': {', '.join(known) or 'none'}."
+            )
+    return {known[name]: code for name, code in codes.items()}
+
+
+def _factorisation(layer, inner, input_shapes, code):
     """Returns `(reason, None)` or `("", Factorisation)`."""
     if type(inner) not in FACTORISABLE:
         return f"a subclass of a Keras layer ({type(inner).__name__}) may compute something else", None
@@ -155,7 +172,10 @@ def _factorisation(layer, inner, input_shapes):
             if target.variables[0] is inner.kernel:
                 kernel = forward
     kernel = ops.convert_to_numpy(ops.cast(kernel, "float32"))
-    found = find_factorisation(inner, kernel, input_shapes)
+    try:
+        found = find_factorisation(inner, kernel, input_shapes, code)
+    except ValueError as error:
+        raise ValueError(f"compact: '{inner.name}': {error}") from error
     return (found, None) if isinstance(found, str) else ("", found)
 
 

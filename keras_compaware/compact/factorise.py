@@ -39,7 +39,7 @@ class Factorisation:
         return self.left.size + self.right.size
 
 
-def find_factorisation(layer, kernel, input_shapes=()):
+def find_factorisation(layer, kernel, input_shapes=(), code=None):
     """Returns the `Factorisation` that saves most without loss, or the reason why there is none.
 
     The rank is the numerical one: singular values of at most max(m, n) * 2^-23 times the largest
@@ -51,30 +51,47 @@ def find_factorisation(layer, kernel, input_shapes=()):
         input_shapes: Shapes of the tensors that the layer is called on. Without padding, the first
             of two convolutions runs at more positions than the second; how many is known from
             these only.
+        code: The kernel's `Code` of two factors, if there is one: these factors are taken.
     """
     axes = _kernel_axes(layer)
-    splits = ("channel", "spatial") if len(axes.spatial) > 1 and max(kernel.shape[1:-2]) > 1 else ("channel",)
+    if code is not None:
+        candidates = [_coded_factors(kernel, code)]
+    else:
+        splits = ("channel", "spatial") if max(kernel.shape[1:-2], default=1) > 1 else ("channel",)
+        candidates = (_decomposed_factors(kernel, axes, split) for split in splits)
     best, reasons = None, []
-    for split in splits:
-        stack, rows, columns = matrix_shape(kernel.shape, axes, split)
-        matrix, _ = matricise(ops.convert_to_tensor(kernel, "float32"), axes, split)
-        left, values, right = (ops.convert_to_numpy(part) for part in svd(matrix))
-        rank = _numerical_rank(values, rows, columns)
-        if not _saves(layer, kernel, input_shapes, split, rank, stack * rank * (rows + columns)):
-            reasons.append(f"rank {rank} of {min(rows, columns)} ({split}) saves nothing")
-            continue
-        root = np.sqrt(values[:, :rank])
-        first, second = _layer_kernels(
-            left[:, :, :rank] * root[:, None, :],
-            right[:, :rank, :] * root[:, :, None],
-            kernel.shape,
-            axes,
-            split,
-        )
-        found = Factorisation(split, rank, min(rows, columns), first, second)
-        if best is None or found.num_parameters < best.num_parameters:
-            best = found
+    for split, left, right in candidates:
+        _, rows, columns = matrix_shape(kernel.shape, axes, split)
+        rank, full_rank = left.shape[-1], min(rows, columns)
+        if not _saves(layer, kernel, input_shapes, split, rank, left.size + right.size):
+            reasons.append(f"rank {rank} of {full_rank} ({split}) saves nothing")
+        elif best is None or left.size + right.size < best.num_parameters:
+            first, second = _layer_kernels(left, right, kernel.shape, axes, split)
+            best = Factorisation(split, rank, full_rank, first, second)
     return best if best is not None else "; ".join(reasons)
+
+
+def _decomposed_factors(kernel, axes, split):
+    """Returns `(split, left, right)`, the singular values shared evenly between the factors."""
+    _, rows, columns = matrix_shape(kernel.shape, axes, split)
+    matrix, _ = matricise(ops.convert_to_tensor(kernel, "float32"), axes, split)
+    left, values, right = (ops.convert_to_numpy(part) for part in svd(matrix))
+    rank = _numerical_rank(values, rows, columns)
+    root = np.sqrt(values[:, :rank])
+    return split, left[:, :, :rank] * root[:, None, :], right[:, :rank, :] * root[:, :, None]
+
+
+def _coded_factors(kernel, code):
+    left, right = (ops.convert_to_numpy(code.parts[name]) for name in ("left", "right"))
+    _, fold = matricise(ops.convert_to_tensor(kernel, "float32"), code.axes, code.split)
+    product = ops.convert_to_numpy(fold(ops.convert_to_tensor(left @ right)))
+    if np.max(np.abs(product - kernel)) > 1e-4 * np.max(np.abs(kernel)):
+        raise ValueError(
+            "the kernel has changed since its code was made. Expected: the codes of the callback "
+            "that ended the last training of this very model, `callback.codes`; without codes, "
+            "compact() decomposes the kernels."
+        )
+    return code.split, left, right
 
 
 def factorised_layer(layer, found, config):

@@ -15,7 +15,7 @@ class UniformQuantization(Compressor):
 
     The map is
 
-        w -> s * q,   (s, q) = argmin ||w - s * q||^2   over s > 0 and integers |q| <= 2^(bits-1) - 1,
+        w -> s * q,   (s, q) = argmin ||w - s * q||^2   over s > 0, integers |q| <= 2^(bits-1) - 1,
 
     a local minimum found by alternating minimisation from the best of several starts. The scale is
     not anchored at max|w|: such a scale ratchets upward when it is applied again and again. Values

@@ -138,7 +138,11 @@ class LowRank(Compressor):
         rank = self.rank_of(w.shape, axes) if rank is None else rank
         root = ops.sqrt(values[:, :rank])
         return self._code(
-            left[:, :, :rank] * root[:, None, :], right[:, :rank, :] * root[:, :, None], w, dtype, axes
+            left[:, :, :rank] * root[:, None, :],
+            right[:, :rank, :] * root[:, :, None],
+            w,
+            dtype,
+            axes,
         )
 
     def decode(self, code):
@@ -186,7 +190,8 @@ class LowRank(Compressor):
 
     def _rank_by_energy(self, values):
         largest = ops.max(values)
-        values = values / ops.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
+        unit = ops.where(largest > 0, largest, 1.0)
+        values = values / unit  # squares neither overflow nor vanish
         energies = ops.cumsum(ops.sum(ops.square(values), axis=0))
         # Rank r is needed while the first r - 1 singular values do not suffice.
         before = ops.concatenate([ops.zeros_like(energies[:1]), energies[:-1]], axis=0)

@@ -71,7 +71,7 @@ class GroupLasso(ProximalRegularizer):
         return math.prod(shape[axis] for axis in index_axes)
 
     def _layout(self, shape, axes):
-        """Shape with the blocks of a grouped convolution apart, and the axes that run over units."""
+        """Shape with the blocks of a grouped kernel apart, and the axes that run over units."""
         shape, batch, rows, columns = split_roles(tuple(shape), axes, "channel")
         role = rows[len(axes.spatial) :] if self.axis == "inputs" else columns
         return shape, tuple(sorted((*batch, *role)))

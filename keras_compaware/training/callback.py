@@ -19,7 +19,7 @@ from keras_compaware.base import (
 )
 from keras_compaware.kernels import find_targets
 from keras_compaware.layers.compressed import Compressed, compressed_layers
-from keras_compaware.training.firing import overwrite, shrink_towards
+from keras_compaware.training.firing import overwrite, overwrite_by_code, shrink_towards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,9 @@ class CompressionCallback(keras.callbacks.Callback):
 
     Attributes:
         firings: List of `Firing`s so far.
+        codes: At the end of training: by target name the two factors of kernels that several
+            compressors made (low rank, then quantized). A decomposition of the kernel would not
+            find these again; `compact(model, codes)` takes them.
 
     Raises:
         ValueError: When training begins, if the targets do not belong to the model, or other
@@ -82,6 +85,7 @@ class CompressionCallback(keras.callbacks.Callback):
     def __init__(self, assignments=()):
         super().__init__()
         self.firings = []
+        self.codes = {}
         self._assignments = tuple(assignments)
         self._jobs = None
         self._settled = {}
@@ -317,8 +321,13 @@ class CompressionCallback(keras.callbacks.Callback):
                 self._settle(f"{target.name}#{number}", target, compressor)
                 for number, compressor in compressors
             ]
-            compressor = members[0] if len(members) == 1 else Chain(members)
-            distortion[target.name] = overwrite(target, compressor)
+            if len(members) == 1:
+                distortion[target.name] = overwrite(target, members[0])
+                continue
+            chain = Chain(members)
+            distortion[target.name], code = overwrite_by_code(target, chain)
+            if code.split is not None:
+                self.codes[target.name] = chain.first_code(code)
         for wrapper in self._wrappers:
             wrapper.release()
         if distortion:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_compaware._math.backend import compiled
+from keras_compaware._math.backend import compiled, float32_products
 from keras_compaware.base import Compressor
 
 
@@ -21,6 +21,15 @@ def overwrite(target, constraint, budget=None):
     function = _constrained(constraint, target.axes, budget is not None)
     arguments = (target.read(),) if budget is None else (target.read(), _scalar(budget))
     return _write(target, *function(*arguments))
+
+
+def overwrite_by_code(target, compressor):
+    """Overwrites a target by its decoded code; returns `(relative distortion, code)`."""
+    before = ops.stop_gradient(target.read())
+    with float32_products():
+        code = compressor.encode(before, axes=target.axes)
+        after, distortion = _measured(before, compressor.decode(code))
+    return _write(target, after, distortion), code
 
 
 def shrink_towards(target, regularizer, step_size, budget=None):

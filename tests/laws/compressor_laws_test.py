@@ -1,6 +1,7 @@
 """What holds for every compressor, on every kind of kernel."""
 
 import functools
+import inspect
 import json
 
 import keras
@@ -106,7 +107,7 @@ def test_the_bits_are_those_counted_by_hand(case, name):
 @cases
 @on_every_kernel
 def test_no_compression_is_worse_than_zero(case, name):
-    """A sanity bound that the error of a projection and of a fitted grid obey: ||C(w)|| <= ||w||."""
+    """What the error of a projection and of a fitted grid can never exceed."""
     fitting(case, name)
     w, _, result, _ = applied(case, name)
     assert np.linalg.norm(array(result) - w) <= norm(w) * (1 + 1e-6)
@@ -264,8 +265,6 @@ def test_integers_are_refused():
 
 @cases
 def test_the_configuration_is_the_constructor(case):
-    import inspect
-
     compressor = case.compressor
     arguments = list(inspect.signature(type(compressor)).parameters)
     assert list(compressor.get_config()) == arguments
@@ -283,9 +282,9 @@ def test_the_configuration_is_the_constructor(case):
 
 @cases
 def test_it_cannot_be_changed(case):
+    argument = next(iter(case.compressor.get_config()))
     with pytest.raises(AttributeError):
-        next(iter(case.compressor.get_config()))
-        setattr(case.compressor, next(iter(case.compressor.get_config())), 1)
+        setattr(case.compressor, argument, 1)
 
 
 def test_the_rows_are_distinct():

@@ -114,7 +114,7 @@ def matrices(w, axes, split="channel"):
 
 
 def unit_groups(shape, axes, role):
-    """Returns a list of boolean masks of the kernel's shape: the weights of every unit of a role."""
+    """Returns a list of masks of the kernel's shape: the weights of every unit of a role."""
     number = np.arange(int(np.prod(shape))).reshape(shape)
     masks = []
     roles = axes.inputs if role == "inputs" else axes.outputs

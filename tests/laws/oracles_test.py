@@ -73,10 +73,8 @@ def test_the_code_of_pruning_stores_k_values_of_a_kernel_full_of_zeros():
 @pytest.mark.parametrize("split", ["channel", "spatial"])
 def test_the_error_is_the_tail_of_the_singular_values(split):
     w = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype("float32")
-    if split == "channel":
-        matrix = w.reshape(36, 6)
-    else:
-        matrix = w.transpose(0, 2, 1, 3).reshape(12, 18)
+    spatial = w.transpose(0, 2, 1, 3).reshape(12, 18)
+    matrix = w.reshape(36, 6) if split == "channel" else spatial
     values = np.linalg.svd(matrix.astype("float64"), compute_uv=False)
     for rank in range(1, len(values) + 1):
         result = array(LowRank(rank=rank, split=split)(w))

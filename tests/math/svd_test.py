@@ -1,5 +1,6 @@
 """Decompositions of stacks, and the polar factor without one."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -58,38 +59,57 @@ def test_the_polar_factor_of_nothing_is_nothing():
     np.testing.assert_array_equal(found, 0)
 
 
-def test_products_are_full_float32_and_the_setting_is_restored():
-    """The mantissa of TF32 has 10 bits, that of bfloat16 7; 1 + 2**-12 needs 12."""
+def product():
+    """1 + 2**-12 needs 12 bits of mantissa; TF32 has 10, bfloat16 7."""
     a = np.full((1, 8, 8), 1 + 2.0**-12, "float32")
-    with float32_products():
-        (inside,) = arrays(ops.matmul(ops.convert_to_tensor(a), ops.ones((1, 8, 8))))
-    np.testing.assert_array_equal(inside, 8 * (1 + 2.0**-12))
-    import keras
+    return arrays(ops.matmul(ops.convert_to_tensor(a), ops.ones((1, 8, 8))))[0]
 
+
+def allowed():
+    """Whether the backend may shorten the mantissa of float32 products."""
     if keras.backend.backend() == "torch":
         import torch
 
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = True
-        with pytest.raises(RuntimeError, match="stop"), float32_products():
-            assert not torch.backends.cuda.matmul.allow_tf32
-            raise RuntimeError("stop")
-        assert torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = before
-    elif keras.backend.backend() == "tensorflow":
+        return torch.backends.cuda.matmul.allow_tf32
+    if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        tf.config.experimental.enable_tensor_float_32_execution(True)
-        with pytest.raises(RuntimeError, match="stop"), float32_products():
-            assert not tf.config.experimental.tensor_float_32_execution_enabled()
-            raise RuntimeError("stop")
-        assert tf.config.experimental.tensor_float_32_execution_enabled()
-    else:
-        import jax
+        return tf.config.experimental.tensor_float_32_execution_enabled()
+    import jax
 
-        with float32_products():
-            assert jax.config.jax_default_matmul_precision == "float32"
-        assert jax.config.jax_default_matmul_precision is None
+    return jax.config.jax_default_matmul_precision != "float32"
+
+
+@pytest.fixture
+def _shortened():
+    """Switches shortened products on, where that is a global switch that is off."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = True
+        yield
+        torch.backends.cuda.matmul.allow_tf32 = False
+    else:
+        yield
+
+
+@pytest.mark.usefixtures("_shortened")
+def test_products_are_full_float32_and_the_setting_is_restored():
+    assert allowed()
+    with float32_products():
+        assert not allowed()
+        np.testing.assert_array_equal(product(), 8 * (1 + 2.0**-12))
+    assert allowed()
+    found = []
+
+    def fail():
+        found.append(allowed())
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), float32_products():
+        fail()
+    assert found == [False]
+    assert allowed()
 
 
 def test_a_compiled_function_keeps_its_name_and_takes_no_gradients():
