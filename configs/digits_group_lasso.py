@@ -1,7 +1,8 @@
 """digits. Group lasso by its proximal map every 5 steps: input units whose outgoing weights
 vanish.
 
-  python -m apps.train --config=configs/digits_group_lasso.py --workdir=runs/digits_group_lasso
+  python -m apps.train --config=configs/digits_group_lasso.py \\
+      --workdir=runs/digits_group_lasso
 
 Run time: 13 s on 2 cores, besides 14 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 97.21 % (dense twin 97.21 %), 50,610 parameters

@@ -1,6 +1,7 @@
 """digits. Low rank every 20 steps, and the two factors rounded to 8 bits at the end.
 
-  python -m apps.train --config=configs/digits_low_rank_quantization.py --workdir=runs/digits_low_rank_quantization
+  python -m apps.train --config=configs/digits_low_rank_quantization.py \\
+      --workdir=runs/digits_low_rank_quantization
 
 Run time: 13 s on 2 cores, besides 14 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 96.32 % (dense twin 97.21 %), 11,050 parameters

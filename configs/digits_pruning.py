@@ -1,7 +1,8 @@
 """digits. Pruning: up to 90% of every kernel but the classifier's set to zero every 20 steps; no
 mask persists.
 
-  python -m apps.train --config=configs/digits_pruning.py --workdir=runs/digits_pruning
+  python -m apps.train --config=configs/digits_pruning.py \\
+      --workdir=runs/digits_pruning
 
 Run time: 16 s on 2 cores, besides 14 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 96.43 % (dense twin 97.21 %), 50,610 parameters

@@ -1,6 +1,7 @@
 """digits. Quantization: every kernel rounded to a uniform grid of 4 bits every 20 steps.
 
-  python -m apps.train --config=configs/digits_quantization.py --workdir=runs/digits_quantization
+  python -m apps.train --config=configs/digits_quantization.py \\
+      --workdir=runs/digits_quantization
 
 Run time: 10 s on 2 cores, besides 14 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 91.74 % (dense twin 97.21 %), 50,610 parameters

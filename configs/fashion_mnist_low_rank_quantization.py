@@ -1,7 +1,7 @@
 """Fashion-MNIST. Low rank every 1,500 steps, and the two factors rounded to 8 bits at the end.
 
-  python -m apps.train --config=configs/fashion_mnist_low_rank_quantization.py --workdir=runs/fashion_mnist_low_rank_quantization \\
-      --data_dir=DIR
+  python -m apps.train --config=configs/fashion_mnist_low_rank_quantization.py \\
+      --workdir=runs/fashion_mnist_low_rank_quantization --data_dir=DIR
 
 Run time: 42 s on 2 cores, besides 35 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 89.16 % (dense twin 89.43 %), 64,978 parameters

@@ -1,8 +1,8 @@
 """Fashion-MNIST. Nuclear norm by its proximal map every 100 steps: singular values vanish, and the
 rank with them.
 
-  python -m apps.train --config=configs/fashion_mnist_nuclear_norm.py --workdir=runs/fashion_mnist_nuclear_norm \\
-      --data_dir=DIR
+  python -m apps.train --config=configs/fashion_mnist_nuclear_norm.py \\
+      --workdir=runs/fashion_mnist_nuclear_norm --data_dir=DIR
 
 Run time: 45 s on 2 cores, besides 35 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 88.44 % (dense twin 89.43 %), 89,794 parameters

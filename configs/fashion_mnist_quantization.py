@@ -1,7 +1,7 @@
 """Fashion-MNIST. Quantization: every kernel rounded to a uniform grid of 4 bits every 200 steps.
 
-  python -m apps.train --config=configs/fashion_mnist_quantization.py --workdir=runs/fashion_mnist_quantization \\
-      --data_dir=DIR
+  python -m apps.train --config=configs/fashion_mnist_quantization.py \\
+      --workdir=runs/fashion_mnist_quantization --data_dir=DIR
 
 Run time: 38 s on 2 cores, besides 35 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 85.82 % (dense twin 89.43 %), 266,610 parameters

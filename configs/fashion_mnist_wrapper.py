@@ -1,8 +1,8 @@
 """Fashion-MNIST. Straight-through: layers run with kernels of low rank, 24% of their parameters,
 on a basis refreshed every 100 steps.
 
-  python -m apps.train --config=configs/fashion_mnist_wrapper.py --workdir=runs/fashion_mnist_wrapper \\
-      --data_dir=DIR
+  python -m apps.train --config=configs/fashion_mnist_wrapper.py \\
+      --workdir=runs/fashion_mnist_wrapper --data_dir=DIR
 
 Run time: 185 s on 2 cores, besides 153 s for the dense twin, which is trained once. Result with
 seed 0 on the TensorFlow backend: test accuracy 88.70 % (dense twin 91.88 %), 106,480 parameters

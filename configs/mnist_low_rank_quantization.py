@@ -1,7 +1,7 @@
 """MNIST. Low rank every 1,500 steps, and the two factors rounded to 8 bits at the end.
 
-  python -m apps.train --config=configs/mnist_low_rank_quantization.py --workdir=runs/mnist_low_rank_quantization \\
-      --data_dir=DIR
+  python -m apps.train --config=configs/mnist_low_rank_quantization.py \\
+      --workdir=runs/mnist_low_rank_quantization --data_dir=DIR
 
 Run time: 18 s on 2 cores, besides 22 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 98.16 % (dense twin 98.20 %), 64,978 parameters

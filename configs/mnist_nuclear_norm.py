@@ -1,8 +1,8 @@
 """MNIST. Nuclear norm by its proximal map every 100 steps: singular values vanish, and the rank
 with them.
 
-  python -m apps.train --config=configs/mnist_nuclear_norm.py --workdir=runs/mnist_nuclear_norm \\
-      --data_dir=DIR
+  python -m apps.train --config=configs/mnist_nuclear_norm.py \\
+      --workdir=runs/mnist_nuclear_norm --data_dir=DIR
 
 Run time: 24 s on 2 cores, besides 22 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 98.01 % (dense twin 98.20 %), 100,918 parameters

@@ -1,7 +1,7 @@
 """MNIST. Quantization: every kernel rounded to a uniform grid of 4 bits every 200 steps.
 
-  python -m apps.train --config=configs/mnist_quantization.py --workdir=runs/mnist_quantization \\
-      --data_dir=DIR
+  python -m apps.train --config=configs/mnist_quantization.py \\
+      --workdir=runs/mnist_quantization --data_dir=DIR
 
 Run time: 19 s on 2 cores, besides 22 s for the dense twin, which is trained once. Result with seed
 0 on the TensorFlow backend: test accuracy 96.89 % (dense twin 98.20 %), 266,610 parameters

@@ -1,8 +1,8 @@
 """MNIST. Straight-through: layers run with kernels of low rank, 24% of their parameters, on a
 basis refreshed every 100 steps.
 
-  python -m apps.train --config=configs/mnist_wrapper.py --workdir=runs/mnist_wrapper \\
-      --data_dir=DIR
+  python -m apps.train --config=configs/mnist_wrapper.py \\
+      --workdir=runs/mnist_wrapper --data_dir=DIR
 
 Run time: not measured yet.
 """

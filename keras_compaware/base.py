@@ -343,7 +343,7 @@ class Chain(Compressor):
         return self._first.decode(self.first_code(code))
 
     def first_code(self, code):
-        """Returns the code as the first member made it, with the payload that the others restore."""
+        """Returns the code of the first member, with the payload that the others restore."""
         rest = self._rest
         if rest is None:
             return code

@@ -46,7 +46,6 @@ class Rule(Value):
             or `Skip`.
 
     Example:
-
     >>> from keras_compaware import Every, MagnitudePruning, Skip
     >>> rules = [Rule("head", Skip()), Rule(keras.layers.Dense, Every(100, MagnitudePruning(0.9)))]
     """
@@ -94,7 +93,10 @@ class Rule(Value):
         return cls(where, *actions)
 
     def __eq__(self, other):
-        return isinstance(other, Rule) and (self.where, self.actions) == (other.where, other.actions)
+        return isinstance(other, Rule) and (self.where, self.actions) == (
+            other.where,
+            other.actions,
+        )
 
     def __hash__(self):
         return hash((self.where, self.actions))
@@ -108,8 +110,8 @@ def _class_name(layer_class):
     registered = keras.saving.get_registered_name(layer_class)
     if _find_class(registered) is not layer_class:
         raise ValueError(
-            f"A rule for the layer class {layer_class.__name__} cannot be saved, since it could not "
-            "be found again. Register the class with keras.saving.register_keras_serializable."
+            f"A rule for the layer class {layer_class.__name__} cannot be saved, since it could "
+            "not be found again. Register the class with keras.saving.register_keras_serializable."
         )
     return registered
 
@@ -200,7 +202,9 @@ class Plan:
         ]
         widths = [max(len(line[column]) for line in cells) for column in range(3)]
         lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]])
+            "  ".join(
+                [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]
+            )
             for line in cells
         ]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
@@ -234,12 +238,17 @@ class Recipe(Value):
             error unless a rule with `Skip` takes them. Default False: they are listed in the plan.
 
     Example:
-
     >>> from keras_compaware import Every, LowRank, Skip
     >>> model = keras.Sequential(
-    ...     [keras.Input((32,)), keras.layers.Dense(64, name="hidden"),
-    ...      keras.layers.Dense(10, name="head")])
-    >>> recipe = Recipe([Rule("head", Skip()), Rule(keras.layers.Dense, Every(200, LowRank(rank=4)))])
+    ...     [
+    ...         keras.Input((32,)),
+    ...         keras.layers.Dense(64, name="hidden"),
+    ...         keras.layers.Dense(10, name="head"),
+    ...     ]
+    ... )
+    >>> recipe = Recipe(
+    ...     [Rule("head", Skip()), Rule(keras.layers.Dense, Every(200, LowRank(rank=4)))]
+    ... )
     >>> print(recipe.plan(model))
     kernel         layer  shape  what happens
     ---------------------------------------------------------------------------------
@@ -268,7 +277,9 @@ class Recipe(Value):
         rules = config["rules"]
         if isinstance(rules, dict):
             rules = keras.saving.deserialize_keras_object(rules)
-        rules = [keras.saving.deserialize_keras_object(r) if isinstance(r, dict) else r for r in rules]
+        rules = [
+            keras.saving.deserialize_keras_object(r) if isinstance(r, dict) else r for r in rules
+        ]
         return cls(rules, config["strict"])
 
     def __eq__(self, other):
@@ -444,7 +455,8 @@ class Recipe(Value):
                 first = self._first_match(matched[0])
                 why = f"'{matched[0].name}' is taken by rule {first + 1}, {self.rules[first]!r}"
             elif hopeless:
-                why = f"it matches only what cannot be compressed: {hopeless[0].name}: {hopeless[0].reason}"
+                entry = hopeless[0]
+                why = f"it matches only what cannot be compressed: {entry.name}: {entry.reason}"
             else:
                 why = f"kernels of the model '{model.name}': {known}"
             raise ValueError(f"Rule {number + 1}, {rule!r}, takes no kernel: {why}.")
@@ -483,8 +495,8 @@ def _refuse_second_regularizer(target, argument):
     present = getattr(target.layer, argument, None)
     if present is not None:
         raise ValueError(
-            f"Penalty: the layer of '{target.name}' has {argument}={present!r} already, which would "
-            "be replaced. Build the model without it, or leave out the Penalty."
+            f"Penalty: the layer of '{target.name}' has {argument}={present!r} already, which "
+            "would be replaced. Build the model without it, or leave out the Penalty."
         )
 
 
@@ -506,7 +518,6 @@ class OccasionalCompression(CompressionCallback):
         ramp: `Ramp` that drives the constraint's budget, or None.
 
     Example:
-
     >>> import numpy as np
     >>> from keras_compaware import MagnitudePruning
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(2)])
@@ -545,7 +556,6 @@ def compress(model, recipe):
         ValueError: If the recipe has no compressor, or does not fit the model.
 
     Example:
-
     >>> from keras_compaware import MagnitudePruning
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(2)])
     >>> small = compress(model, MagnitudePruning(0.5))

@@ -133,17 +133,17 @@ def test_first_match_wins():
 
 def test_shadowed_rule_raises():
     recipe = Recipe([Rule(keras.layers.Dense, EVERY), Rule("head", Skip())])
-    with pytest.raises(ValueError, match=r"Rule 2, .*takes no kernel: 'head/kernel' is taken by rule 1"):
+    with pytest.raises(
+        ValueError, match=r"Rule 2, .*takes no kernel: 'head/kernel' is taken by rule 1"
+    ):
         recipe.plan(network())
 
 
 def test_typo_raises_and_lists_the_names():
-    with pytest.raises(ValueError) as error:
-        Recipe([Rule(".", EVERY), Rule("hiden", EVERY)]).plan(network())
-    message = str(error.value)
-    assert "Rule 2" in message
-    assert "'hiden'" in message
-    assert "conv/kernel, hidden/kernel, head/kernel" in message
+    recipe = Recipe([Rule(".", EVERY), Rule("hiden", EVERY)])
+    names = "conv/kernel, hidden/kernel, head/kernel"
+    with pytest.raises(ValueError, match=f"Rule 2, .*'hiden'.* takes no kernel: .*'net': {names}"):
+        recipe.plan(network())
 
 
 def test_predicates_are_asked_for_targets_only():
@@ -156,7 +156,9 @@ def test_predicates_are_asked_for_targets_only():
 
 
 def test_rank_above_the_kernel_names_the_target():
-    with pytest.raises(ValueError, match=r"Target 'head/kernel': .*rank=6.*largest possible rank 5"):
+    with pytest.raises(
+        ValueError, match=r"Target 'head/kernel': .*rank=6.*largest possible rank 5"
+    ):
         Recipe([Rule("head", Every(10, LowRank(rank=6)))]).plan(network())
 
 
@@ -241,10 +243,14 @@ def test_tied_layers_are_one_target():
 
 
 def test_strict():
-    model = keras.Sequential([keras.Input((6,)), Custom(name="mystery"), keras.layers.Dense(3, name="d")])
+    model = keras.Sequential(
+        [keras.Input((6,)), Custom(name="mystery"), keras.layers.Dense(3, name="d")]
+    )
     rules = [Rule("d/", EVERY)]
     Recipe(rules).plan(model)
-    with pytest.raises(ValueError, match=r"strict=True.*mystery/table: no rule for the layer Custom"):
+    with pytest.raises(
+        ValueError, match=r"strict=True.*mystery/table: no rule for the layer Custom"
+    ):
         Recipe(rules, strict=True).plan(model)
     waived = Recipe([Rule("mystery", Skip()), *rules], strict=True)
     assert selected(waived, model) == ["d/kernel"]
@@ -290,7 +296,11 @@ def test_a_registered_layer_is_known():
         (lambda: Recipe([]), ValueError, "at least one rule"),
         (lambda: Recipe([EVERY]), TypeError, "must be a sequence of Rule"),
         (lambda: OccasionalCompression(PRUNE, 0), ValueError, "`every` must be at least 1"),
-        (lambda: OccasionalCompression(PRUNE, 5, begin=9, end=9), ValueError, "greater than `begin`"),
+        (
+            lambda: OccasionalCompression(PRUNE, 5, begin=9, end=9),
+            ValueError,
+            "greater than `begin`",
+        ),
         (lambda: OccasionalCompression("prune", 5), TypeError, "keras.constraints.Constraint"),
         (lambda: OccasionalCompression(PRUNE, 5, where=7), TypeError, "`where` must be"),
         (
@@ -395,7 +405,9 @@ def test_wrap_copies_and_leaves_the_model_alone():
     assert model.get_layer("conv").kernel_regularizer is None
     assert isinstance(model.get_layer("hidden"), keras.layers.Dense)
     assert wrapped.compiled
-    assert float(keras.ops.convert_to_numpy(wrapped.optimizer.learning_rate)) == pytest.approx(0.003)
+    assert float(keras.ops.convert_to_numpy(wrapped.optimizer.learning_rate)) == pytest.approx(
+        0.003
+    )
     for one, other in zip(before, weights(model), strict=True):
         np.testing.assert_array_equal(one, other)
     for one, other in zip(before, weights(wrapped), strict=True):
@@ -451,7 +463,7 @@ def test_penalty_on_a_regularized_layer_raises():
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(3, kernel_regularizer="l2", name="a")]
     )
-    with pytest.raises(ValueError, match="kernel_regularizer=.* already"):
+    with pytest.raises(ValueError, match=r"kernel_regularizer=.* already"):
         Recipe([Rule("a/", Penalty(GroupLasso(0.1)))]).wrap(model)
 
 

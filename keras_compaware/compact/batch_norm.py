@@ -30,8 +30,8 @@ def recalibrate_batch_norm(model, data, steps=100, batch_size=128):
 
     Overwriting kernels leaves the statistics stale. They are replaced by the plain averages of the
     batch statistics over `steps` batches (a moving average with momentum 1 - 1/k at batch k), with
-    dropout and noise switched off. Weights are not trained; only the statistics of this model change, and
-    the model is returned.
+    dropout and noise switched off. Weights are not trained; only the statistics of this model
+    change, and the model is returned.
 
     Args:
         model: A built Keras model.

@@ -65,7 +65,9 @@ class CompactResult:
         ]
         widths = [max(len(line[column]) for line in cells) for column in range(3)]
         lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]])
+            "  ".join(
+                [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]
+            )
             for line in cells
         ]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
@@ -85,9 +87,9 @@ def compact(model, codes=None):
 
     Args:
         model: A Sequential or functional model, nested ones included. It is not changed.
-        codes: Mapping from target names to `Code`s of two factors, as a `CompressionCallback` leaves
-            them in `codes` when it has quantized the factors of a low-rank kernel: these factors are
-            taken, where a decomposition would find others that are not quantized.
+        codes: Mapping from target names to `Code`s of two factors, as a `CompressionCallback`
+            leaves them in `codes` when it has quantized the factors of a low-rank kernel: these
+            factors are taken, where a decomposition would find others that are not quantized.
 
     Returns:
         A `CompactResult`.
@@ -97,7 +99,6 @@ def compact(model, codes=None):
         RuntimeError: If the outputs of the new model differ from those of the old one.
 
     Example:
-
     >>> import numpy as np
     >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, name="wide")])
     >>> model.layers[0].kernel.assign(np.outer(np.arange(64.0), np.ones(64)))
@@ -142,8 +143,9 @@ def _input_sizes(model):
 def _refuse_hidden_wrappers(outer):
     for layer in compressed_layers(outer):
         raise ValueError(
-            f"compact: the straight-through wrapper of '{layer.layer.name}' is inside another layer "
-            "and cannot be taken off. Wrap the outer layer instead: Compressed(TimeDistributed(...))."
+            f"compact: the straight-through wrapper of '{layer.layer.name}' is inside another "
+            "layer and cannot be taken off. Wrap the outer layer instead: "
+            "Compressed(TimeDistributed(...))."
         )
 
 
@@ -152,8 +154,8 @@ def _codes_by_variable(model, codes):
     for name in codes:
         if name not in known:
             raise ValueError(
-                f"compact: there is no kernel '{name}', for which `codes` has a code. Kernels of the "
-                f"model '{model.name}': {', '.join(known) or 'none'}."
+                f"compact: there is no kernel '{name}', for which `codes` has a code. Kernels of "
+                f"the model '{model.name}': {', '.join(known) or 'none'}."
             )
     return {known[name]: code for name, code in codes.items()}
 
@@ -161,7 +163,10 @@ def _codes_by_variable(model, codes):
 def _factorisation(layer, inner, input_shapes, code):
     """Returns `(reason, None)` or `("", Factorisation)`."""
     if type(inner) not in FACTORISABLE:
-        return f"a subclass of a Keras layer ({type(inner).__name__}) may compute something else", None
+        return (
+            f"a subclass of a Keras layer ({type(inner).__name__}) may compute something else",
+            None,
+        )
     if getattr(inner, "quantization_mode", None) is not None:
         return f"quantized by Keras ({inner.quantization_mode})", None
     if getattr(inner, "lora_enabled", False):
@@ -206,8 +211,8 @@ def _compare(model, small):
     if not error <= tolerance:
         raise RuntimeError(
             f"compact: the outputs of the new model differ by {error:.2g} (relative), more than "
-            f"{tolerance:g}, so it is not returned. Please report the model's architecture; a layer "
-            "whose output depends on more than its inputs and weights can be the reason."
+            f"{tolerance:g}, so it is not returned. Please report the model's architecture; a "
+            "layer whose output depends on more than its inputs and weights can be the reason."
         )
     return error
 
@@ -219,7 +224,9 @@ def _coarsest_epsilon(model):
 
 
 def _random_input(tensor):
-    shape = [2 if axis == 0 and size is None else size or 32 for axis, size in enumerate(tensor.shape)]
+    shape = [
+        2 if axis == 0 and size is None else size or 32 for axis, size in enumerate(tensor.shape)
+    ]
     if "float" not in tensor.dtype:
         return ops.zeros(shape, tensor.dtype)
     values = np.random.default_rng(0).uniform(-1.0, 1.0, shape)

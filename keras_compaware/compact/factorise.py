@@ -198,12 +198,20 @@ def _convolution_configs(layer, found):
     )
     filters = {"filters": found.rank * layer.groups}
     if found.split == "channel":
-        first = {"kernel_size": tuple(layer.kernel_size), "strides": strides, "dilation_rate": dilation}
+        first = {
+            "kernel_size": tuple(layer.kernel_size),
+            "strides": strides,
+            "dilation_rate": dilation,
+        }
         second = {"kernel_size": ones, "strides": ones, "dilation_rate": ones}
     else:
         window = tuple(layer.kernel_size)
         first, second = {}, {}
-        for name, values in (("kernel_size", window), ("strides", strides), ("dilation_rate", dilation)):
+        for name, values in (
+            ("kernel_size", window),
+            ("strides", strides),
+            ("dilation_rate", dilation),
+        ):
             first[name] = (values[0], *ones[1:])
             second[name] = (1, *values[1:])
     return {**first, **filters}, second

@@ -31,9 +31,10 @@ class Compressed(keras.layers.Wrapper):
         ValueError: When the layer is built, if it has no kernel that can be compressed.
 
     Example:
-
     >>> import numpy as np
-    >>> layer = Compressed(keras.layers.Dense(4, use_bias=False), keras_compaware.MagnitudePruning(0.5))
+    >>> layer = Compressed(
+    ...     keras.layers.Dense(4, use_bias=False), keras_compaware.MagnitudePruning(0.5)
+    ... )
     >>> y = layer(np.eye(4, dtype="float32"))
     >>> int(np.sum(keras.ops.convert_to_numpy(y) != 0))
     8
@@ -41,7 +42,9 @@ class Compressed(keras.layers.Wrapper):
 
     def __init__(self, layer, compressor, every=100, **kwargs):
         if not isinstance(compressor, Compressor):
-            raise TypeError(f"Compressed: `compressor` must be a Compressor. Received: {compressor!r}.")
+            raise TypeError(
+                f"Compressed: `compressor` must be a Compressor. Received: {compressor!r}."
+            )
         check_integer("Compressed", "every", every, 1)
         _refuse_unsuitable(compressor)
         kwargs.setdefault("name", layer.name)
@@ -112,7 +115,7 @@ class Compressed(keras.layers.Wrapper):
         return self.layer.compute_mask(inputs, previous_mask)
 
     def forward_kernels(self):
-        """Returns `[(target, the kernel that the forward pass uses in place of the target's), ...]`."""
+        """Returns `[(target, kernel that the forward pass uses for it), ...]`."""
         bases = self.bases or [None] * len(self.targets)
         return [
             (target, self._compressed(target.read(), target.axes, basis))
@@ -152,7 +155,9 @@ class Compressed(keras.layers.Wrapper):
         targets, skipped = find_targets(self.layer)
         targets = [t for t in targets if reason_to_skip(self.compressor, t) is None]
         if not targets:
-            reasons = "; ".join(f"{entry.name or self.layer.name}: {entry.reason}" for entry in skipped)
+            reasons = "; ".join(
+                f"{entry.name or self.layer.name}: {entry.reason}" for entry in skipped
+            )
             raise ValueError(
                 f"Compressed: the layer '{self.layer.name}' ({type(self.layer).__name__}) has no "
                 f"kernel that {self.compressor} can compress. {reasons}"

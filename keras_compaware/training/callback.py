@@ -126,10 +126,7 @@ class CompressionCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if threading.get_ident() == self._thread:
             if self._is_waiting:
-                self._is_waiting = False
-                self._prepare(self.model)
-                self._refuse_callbacks_that_undo(self._siblings)
-                self._begin(0)
+                self._stop_waiting()
             self._count(batch + 1)
 
     def on_test_begin(self, logs=None):
@@ -137,11 +134,15 @@ class CompressionCallback(keras.callbacks.Callback):
             self._fire(self._read_step(), self._epoch_rate)
 
     def on_epoch_end(self, epoch, logs=None):
+        if self._is_waiting:
+            self._stop_waiting()
         # Always: without a list of callbacks the last batch of an epoch has not been counted. The
         # state is attached to the model here, so reading the step costs nothing.
         self._fire(self._read_step(), self._epoch_rate)
 
     def on_train_end(self, logs=None):
+        if self._is_waiting:  # not a step was trained
+            return
         step = self._read_step()
         if self._start is None:  # resumed after the last epoch: no epoch was left to run
             self._begin(step)
@@ -226,6 +227,12 @@ class CompressionCallback(keras.callbacks.Callback):
         ]
         self._has_proximal_jobs = bool(self._proximal_jobs())
         self._finals = _final_compressors(assignments, self._wrappers, model)
+
+    def _stop_waiting(self):
+        self._is_waiting = False
+        self._prepare(self.model)
+        self._refuse_callbacks_that_undo(self._siblings)
+        self._begin(0)
 
     def _begin(self, step):
         self._start = self._known = step
@@ -360,17 +367,18 @@ class CompressionCallback(keras.callbacks.Callback):
             return
         what = "; ".join(f"{name}: {', '.join(map(str, act))}" for name, act in assignments)
         raise ValueError(
-            "ModelCheckpoint(save_best_only=True) would keep the weights of an epoch's end at which "
-            f"they are not compressed: an epoch has {batches} batches, and what acts is {what}. "
-            "Expected: Every(N, ...) with an N that divides the optimizer steps of an epoch, without "
-            f"begin, end, ramp and AtEnd, and the checkpoint after {type(self).__name__} in the "
-            "list; or save_best_only=False and the model after training, which is compressed; or "
+            "ModelCheckpoint(save_best_only=True) would keep the weights of an epoch's end at "
+            f"which they are not compressed: an epoch has {batches} batches, and what acts is "
+            f"{what}. Expected: Every(N, ...) with an N that divides the optimizer steps of an "
+            "epoch, without begin, end, ramp and AtEnd, and the checkpoint after "
+            f"{type(self).__name__} in the list; or save_best_only=False and the model "
+            "after training, which is compressed; or "
             "compress the loaded best model once with `compress(model, recipe)`."
         )
 
 
 def _overwriting(assignment):
-    """The actions that leave the kernel compressed at the end. (A wrapped layer always runs so.)"""
+    """The actions that leave the kernel compressed at the end; a wrapped layer always runs so."""
     return [
         action
         for action in assignment.actions
@@ -449,10 +457,8 @@ class _LearningRate:
         if self._schedule is not None or step <= self._noted:
             return
         rate = self.now() if rate is None else rate
-        if self._notes and self._notes[-1][2] == rate:
-            first = self._notes.pop()[0]
-        else:
-            first = self._noted
+        goes_on = self._notes and self._notes[-1][2] == rate
+        first = self._notes.pop()[0] if goes_on else self._noted
         self._notes.append((first, step, rate))
         self._noted = step
 
@@ -461,7 +467,7 @@ class _LearningRate:
         self._notes = [note for note in self._notes if note[1] > step]
 
     def summed(self, first, last):
-        """Sum over the steps first + 1 .. last; of a schedule by the midpoint rule from 9 steps on."""
+        """Sum over the steps first + 1 .. last; of more than 8 steps of a schedule, nearly."""
         number = last - first
         if number <= 0:
             return 0.0

@@ -37,7 +37,7 @@ def lower_rank(model, **rank):
 
 
 def check_equal(model, small, shape, tolerance=1e-5):
-    x = data(shape)
+    x = data(shape, 2)  # the batch size that `compact` itself compares with: compiled once on JAX
     expected, received = array(model(x)), array(small(x))
     assert np.max(np.abs(received - expected)) <= tolerance * np.max(np.abs(expected))
 
@@ -355,8 +355,11 @@ COMPRESSORS = {
 }
 
 
-@pytest.mark.parametrize("fitted", [True, False])
-@pytest.mark.parametrize("compressor", COMPRESSORS.values(), ids=COMPRESSORS)
+@pytest.mark.parametrize(
+    ("compressor", "fitted"),
+    [*((c, True) for c in COMPRESSORS.values()), (COMPRESSORS["low rank"], False)],
+    ids=[*COMPRESSORS, "not fitted"],
+)
 def test_a_wrapper_becomes_the_layer_it_computes(compressor, fitted):
     """Also before the end of training, with a basis that is stale or not there yet."""
     wrapper = Compressed(keras.layers.Dense(20, "relu", name="wide"), compressor)
@@ -407,12 +410,12 @@ def test_a_subclassed_model_raises():
 
     model = Net()
     model(data((4,)))
-    with pytest.raises(ValueError, match="is subclassed.*Build it as a functional or Sequential"):
+    with pytest.raises(ValueError, match=r"is subclassed.*Build it as a functional or Sequential"):
         compact(model)
 
 
 def test_a_sequential_model_that_is_not_built_raises():
-    with pytest.raises(ValueError, match="not built yet. Begin it with keras.Input"):
+    with pytest.raises(ValueError, match=r"not built yet\. Begin it with keras\.Input"):
         compact(keras.Sequential([keras.layers.Dense(3)]))
 
 
@@ -446,10 +449,9 @@ def test_a_model_that_is_no_function_of_its_inputs_is_not_returned():
         compact(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), Counting()]))
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision(policy):
+def test_mixed_precision():
     previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
+    keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = keras.Sequential(
             [

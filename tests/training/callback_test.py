@@ -10,11 +10,11 @@ from keras_compaware import (
     AtEnd,
     CompressionCallback,
     Every,
+    GroupLasso,
     LowRank,
     MagnitudePruning,
     OccasionalCompression,
     Penalty,
-    GroupLasso,
     Proximal,
     Ramp,
     Recipe,
@@ -123,9 +123,7 @@ def test_several_steps_per_execution_fire_once_per_chunk(every):
     fit(model, [callback])
     ends = [4, 7, 11, 14, 18, 21]  # chunks of 4 and 3 batches
     expected = [
-        end
-        for start, end in zip([0, *ends], ends, strict=False)
-        if end // every > start // every
+        end for start, end in zip([0, *ends], ends, strict=False) if end // every > start // every
     ]
     assert steps_of(callback) == expected
     np.testing.assert_allclose(kernel(model), descend(before, expected), atol=1e-5)
@@ -157,7 +155,13 @@ def test_initial_epoch_and_a_second_fit_go_on_counting():
 
 @pytest.mark.parametrize(
     ("begin", "end", "expected"),
-    [(4, None, [7, 10, 13, 16, 19]), (0, 9, [3, 6, 9]), (5, 12, [8, 11]), (21, None, []), (0, 2, [])],
+    [
+        (4, None, [7, 10, 13, 16, 19]),
+        (0, 9, [3, 6, 9]),
+        (5, 12, [8, 11]),
+        (21, None, []),
+        (0, 2, []),
+    ],
 )
 def test_window(begin, end, expected):
     model = linear()
@@ -351,7 +355,9 @@ def stopping():
 
 
 def test_early_stopping_after_ours_raises():
-    with pytest.raises(ValueError, match=r"callbacks=\[EarlyStopping\(...\), OccasionalCompression"):
+    with pytest.raises(
+        ValueError, match=r"callbacks=\[EarlyStopping\(...\), OccasionalCompression"
+    ):
         fit(linear(), [ours(), stopping()])
 
 
@@ -383,7 +389,7 @@ def test_best_checkpoint_is_compressed(tmp_path):
     ids=["not dividing", "begin", "end", "ramp"],
 )
 def test_best_checkpoint_that_may_be_uncompressed_raises(tmp_path, callback):
-    with pytest.raises(ValueError, match="save_best_only=True.*an epoch has 7 batches"):
+    with pytest.raises(ValueError, match=r"save_best_only=True.*an epoch has 7 batches"):
         fit(linear(), [callback, checkpoint(tmp_path)])
 
 
@@ -530,7 +536,7 @@ def test_targets_of_another_model_raise():
 
 
 def test_nothing_to_compress_raises():
-    with pytest.raises(ValueError, match="there is nothing to compress(.|\n)*rank 3 saves nothing"):
+    with pytest.raises(ValueError, match=r"nothing to compress(.|\n)*rank 3 saves nothing"):
         fit(linear(), [OccasionalCompression(LowRank(rank=3), 2, where="only")])
 
 
@@ -553,7 +559,7 @@ def test_a_subclassed_model_that_is_built_by_fit():
     assert num_zeros(keras.ops.convert_to_numpy(model.head.kernel)) == 0
 
     by_default = OccasionalCompression(MagnitudePruning(0.5), 3)
-    with pytest.raises(ValueError, match="is not known which these are.*where="):
+    with pytest.raises(ValueError, match=r"is not known which these are.*where="):
         fit(model, [by_default], epochs=1)
 
 
@@ -564,6 +570,15 @@ def test_a_sequential_model_that_is_built_by_fit():
     fit(model, callback, epochs=1)
     assert steps_of(callback) == [3, 6]
     assert [num_zeros(keras.ops.convert_to_numpy(v.kernel)) for v in model.layers] == [24, 0]
+
+
+def test_a_fit_without_a_step():
+    model = keras.Sequential([keras.layers.Dense(8), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    fit(model, [OccasionalCompression(MagnitudePruning(0.5), 3)], initial_epoch=3)
+    model, callback = linear(), ours()
+    fit(model, [callback], initial_epoch=3)
+    assert num_zeros(kernel(model)) == 9
 
 
 def test_a_model_that_is_built_by_fit_is_checked_as_well():
