@@ -251,7 +251,7 @@ class Recipe(Value):
     ... )
     >>> print(recipe.plan(model))
     kernel         layer  shape  what happens
-    ---------------------------------------------------------------------------------
+    -------------------------------------------------------------------------
     hidden/kernel  Dense  32x64  Every(every=200, constraint=LowRank(rank=4))
     head/kernel    Dense  64x10  left alone: left alone by a rule
     """

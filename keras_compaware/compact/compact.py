@@ -101,10 +101,10 @@ def compact(model, codes=None):
     Example:
     >>> import numpy as np
     >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, name="wide")])
-    >>> model.layers[0].kernel.assign(np.outer(np.arange(64.0), np.ones(64)))
+    >>> _ = model.layers[0].kernel.assign(np.outer(np.arange(64.0), np.ones(64)))
     >>> print(compact(model))
     layer  class  parameters   what happened
-    ----------------------------------------------
+    ----------------------------------------
     wide   Dense  4160 -> 192  rank 1 of 64
     """
     rows, fills = [], []

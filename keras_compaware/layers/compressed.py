@@ -32,9 +32,8 @@ class Compressed(keras.layers.Wrapper):
 
     Example:
     >>> import numpy as np
-    >>> layer = Compressed(
-    ...     keras.layers.Dense(4, use_bias=False), keras_compaware.MagnitudePruning(0.5)
-    ... )
+    >>> from keras_compaware import MagnitudePruning
+    >>> layer = Compressed(keras.layers.Dense(4, use_bias=False), MagnitudePruning(0.5))
     >>> y = layer(np.eye(4, dtype="float32"))
     >>> int(np.sum(keras.ops.convert_to_numpy(y) != 0))
     8

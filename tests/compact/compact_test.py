@@ -368,7 +368,7 @@ def test_a_wrapper_becomes_the_layer_it_computes(compressor, fitted):
         wrapper.refresh()
         wrapper.layer.kernel.assign(array(wrapper.layer.kernel) + 0.1 * data((16, 20), 1)[0])
     result = compact(model)
-    check_equal(model, result.model, (16,), 1e-6)
+    check_equal(model, result.model, (16,))
     assert not ours_inside(result.model)
     row = result.rows[0]
     assert (row.name, row.layer) == ("wide", "Dense")

@@ -15,10 +15,10 @@ from keras_compaware.base import Code, Compressor, KernelAxes, axes_by_rank
 from keras_compaware.kernels import find_targets, reason_to_skip
 from tests.laws.cases import COMPRESSORS
 from tests.laws.helpers import array, compiled_map, eagerly, norm
-from tests.laws.kernels_under_test import FEW, NAMES, kernel, matrices
+from tests.laws.kernels_under_test import EVERY, FEW, kernel, matrices
 
 cases = pytest.mark.parametrize("case", COMPRESSORS, ids=lambda case: case.id)
-on_every_kernel = pytest.mark.parametrize("name", NAMES)
+on_every_kernel = pytest.mark.parametrize("name", EVERY)
 on_few_kernels = pytest.mark.parametrize("name", FEW)
 
 

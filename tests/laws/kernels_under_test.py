@@ -7,7 +7,9 @@ equal shape share compiled operations, which is most of what these tests cost.
 import dataclasses
 import functools
 
+import keras
 import numpy as np
+import pytest
 from keras import layers
 
 from keras_compaware.base import KernelAxes
@@ -42,6 +44,15 @@ NAMES = tuple(
 )
 # Blocks, batch axes, inputs last: for laws that are compiled and hardly depend on the layer.
 FEW = ("conv2d grouped", "depthwise conv2d", "conv2d transpose")
+# On JAX every operation is compiled anew for every shape, which takes minutes over all kernels; the
+# others are left to the slow tests there. The other backends run all of them.
+FAST_ON_JAX = (*FEW, "dense", "einsum merge", "einsum batch")
+EVERY = tuple(
+    pytest.param(name, marks=pytest.mark.slow)
+    if keras.backend.backend() == "jax" and name not in FAST_ON_JAX
+    else name
+    for name in NAMES
+)
 
 
 @dataclasses.dataclass(frozen=True)

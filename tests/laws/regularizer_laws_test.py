@@ -15,12 +15,12 @@ from keras_compaware.base import KernelAxes, axes_by_rank
 from keras_compaware.kernels import find_targets
 from tests.laws.cases import REGULARIZERS
 from tests.laws.helpers import array, eagerly, norm, value_and_gradient
-from tests.laws.kernels_under_test import FEW, NAMES, kernel, unit_groups
+from tests.laws.kernels_under_test import EVERY, FEW, kernel, unit_groups
 
 STRENGTH = 0.7  # of every row
 
 cases = pytest.mark.parametrize("case", REGULARIZERS, ids=lambda case: case.id)
-on_every_kernel = pytest.mark.parametrize("name", NAMES)
+on_every_kernel = pytest.mark.parametrize("name", EVERY)
 on_few_kernels = pytest.mark.parametrize("name", FEW)
 
 
