@@ -297,7 +297,7 @@ class Chain(Compressor):
         compressors: Sequence of at least one `Compressor`, in the order in which they act.
 
     Example:
-    >>> from keras_compaware import MagnitudePruning, UniformQuantization
+    >>> from keras_compaware import Chain, MagnitudePruning, UniformQuantization
     >>> import numpy as np
     >>> chain = Chain([MagnitudePruning(0.5), UniformQuantization(8)])
     >>> chain.encode(np.ones((4, 4), "float32")).num_bits  # mask, 8 codes of 8 bits, a scale

@@ -27,9 +27,10 @@ class UniformQuantization(Compressor):
         axis: None (default): one scale for the kernel; "outputs": one scale for each output unit.
 
     Example:
+    >>> import keras
     >>> import numpy as np
     >>> w = np.array([[-1.0, 0.1], [0.9, 1.1]], "float32")
-    >>> np.asarray(keras.ops.convert_to_numpy(UniformQuantization(2)(w)))
+    >>> np.asarray(keras.ops.convert_to_numpy(UniformQuantization(2)(w))).round(4)
     array([[-1.,  0.],
            [ 1.,  1.]], dtype=float32)
     """

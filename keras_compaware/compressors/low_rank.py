@@ -52,6 +52,7 @@ class LowRank(Compressor):
     Exactly one of `rank`, `ratio` and `energy` must be given.
 
     Example:
+    >>> import keras
     >>> import numpy as np
     >>> w = np.outer([1.0, 2.0], [3.0, 4.0]).astype("float32") + np.eye(2, dtype="float32") * 0.1
     >>> np.linalg.matrix_rank(keras.ops.convert_to_numpy(LowRank(rank=1)(w)), tol=1e-5)

@@ -28,6 +28,7 @@ class MagnitudePruning(Compressor):
         sparsity: Number in [0, 1): fraction of entries set to zero.
 
     Example:
+    >>> import keras
     >>> import numpy as np
     >>> w = np.array([[3.0, -1.0], [0.5, -2.0]], "float32")
     >>> np.asarray(keras.ops.convert_to_numpy(MagnitudePruning(0.5)(w)))

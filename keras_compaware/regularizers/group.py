@@ -34,6 +34,7 @@ class GroupLasso(ProximalRegularizer):
         weighted: Whether a group counts by the square root of its size (default) or simply.
 
     Example:
+    >>> import keras
     >>> import numpy as np
     >>> w = np.array([[3.0, 4.0], [0.3, 0.4]], "float32")
     >>> regularizer = GroupLasso(1.0, weighted=False)

@@ -34,6 +34,7 @@ class NuclearNorm(ProximalRegularizer):
         split: "channel" (default) or "spatial".
 
     Example:
+    >>> import keras
     >>> import numpy as np
     >>> w = np.diag([3.0, 1.0]).astype("float32")
     >>> round(float(NuclearNorm(1.0)(w)), 4)
