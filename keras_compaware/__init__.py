@@ -1,6 +1,6 @@
 """Compression-aware training for Keras 3: models learn to be small while they train."""
 
-from keras_compaware import compressors, layers, regularizers
+from keras_compaware import compressors, export, layers, measure, regularizers
 from keras_compaware.base import (
     AtEnd,
     Chain,
@@ -15,7 +15,7 @@ from keras_compaware.base import (
     StraightThrough,
     Target,
 )
-from keras_compaware.compact import CompactResult, compact, recalibrate_batch_norm
+from keras_compaware.compaction import CompactResult, compact, recalibrate_batch_norm
 from keras_compaware.compressors import LowRank, MagnitudePruning, UniformQuantization
 from keras_compaware.kernels import find_targets, register_kernels
 from keras_compaware.layers import Compressed
@@ -57,8 +57,10 @@ __all__ = [
     "compact",
     "compress",
     "compressors",
+    "export",
     "find_targets",
     "layers",
+    "measure",
     "recalibrate_batch_norm",
     "register_kernels",
     "regularizers",

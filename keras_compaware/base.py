@@ -509,8 +509,8 @@ class Every(Value):
 
     This is the regularization frequency of Lee et al. (2021): nothing else in training changes,
     and between two firings the weights move freely. With t the number of optimizer steps done, it
-    fires whenever `(t - begin) // every` has grown, for `begin < t <= end`, and once more at the
-    end of training.
+    fires whenever `(t - begin) // every` has grown, for `begin < t <= end`. At the end of training
+    a `Compressor` is applied once more; other constraints are not.
 
     Args:
         every: Integer of at least 1: the period pNR in optimizer steps.

@@ -19,7 +19,7 @@ from keras_compaware.base import (
     Value,
     register,
 )
-from keras_compaware.compact.rebuild import clone, copy_model
+from keras_compaware.compaction.rebuild import clone, copy_model
 from keras_compaware.kernels import check_where, find_targets, matches, reason_to_skip
 from keras_compaware.layers import Compressed
 from keras_compaware.layers.compressed import compressed_layers

@@ -7,7 +7,7 @@ from absl import flags
 from keras_compaware import measure
 from keras_compaware.cli import program
 from keras_compaware.cli.files import load_model, save_model
-from keras_compaware.compact import compact
+from keras_compaware.compaction import compact
 
 
 def define_flags() -> None:

@@ -29,7 +29,7 @@ from keras_compaware.cli.config import (
 from keras_compaware.cli.files import first_line, save_model, writing
 from keras_compaware.cli.program import UserError, console, say
 from keras_compaware.cli.workdir import Checkpoint, Workdir
-from keras_compaware.compact import compact, recalibrate_batch_norm
+from keras_compaware.compaction import compact, recalibrate_batch_norm
 from keras_compaware.data.store import CACHE_VARIABLE, default_cache_dir
 from keras_compaware.kernels import find_targets
 from keras_compaware.recipe import Recipe

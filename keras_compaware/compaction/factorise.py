@@ -10,7 +10,7 @@ from keras import ops
 from keras_compaware._math.axes import matricise, matrix_shape
 from keras_compaware._math.svd import svd
 from keras_compaware.base import KernelAxes
-from keras_compaware.compact.rebuild import copy_variable
+from keras_compaware.compaction.rebuild import copy_variable
 
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 FACTORISABLE = (keras.layers.Dense, *CONVOLUTIONS)

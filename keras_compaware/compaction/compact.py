@@ -9,13 +9,13 @@ import numpy as np
 from keras import ops
 
 from keras_compaware._graph import calls, has_graph
-from keras_compaware.compact.factorise import (
+from keras_compaware.compaction.factorise import (
     FACTORISABLE,
     factorised_layer,
     find_factorisation,
 )
-from keras_compaware.compact.rebuild import clone
-from keras_compaware.compact.strip import plain_config, stripped_layer
+from keras_compaware.compaction.rebuild import clone
+from keras_compaware.compaction.strip import plain_config, stripped_layer
 from keras_compaware.kernels import find_targets
 from keras_compaware.layers import Compressed
 from keras_compaware.layers.compressed import compressed_layers

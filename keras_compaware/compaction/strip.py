@@ -3,7 +3,7 @@
 import keras
 
 from keras_compaware.base import PACKAGE, Compressor, ProximalRegularizer
-from keras_compaware.compact.rebuild import copy_weights
+from keras_compaware.compaction.rebuild import copy_weights
 from keras_compaware.layers import Compressed
 
 

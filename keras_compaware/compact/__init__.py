@@ -1,6 +1,0 @@
-"""From a trained model to a new, really smaller one."""
-
-from keras_compaware.compact.batch_norm import recalibrate_batch_norm
-from keras_compaware.compact.compact import CompactResult, CompactRow, compact
-
-__all__ = ["CompactResult", "CompactRow", "compact", "recalibrate_batch_norm"]

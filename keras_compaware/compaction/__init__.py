@@ -1,0 +1,6 @@
+"""From a trained model to a new, really smaller one."""
+
+from keras_compaware.compaction.batch_norm import recalibrate_batch_norm
+from keras_compaware.compaction.compact import CompactResult, CompactRow, compact
+
+__all__ = ["CompactResult", "CompactRow", "compact", "recalibrate_batch_norm"]
