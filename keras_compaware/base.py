@@ -494,7 +494,7 @@ def _check_window(owner, every, begin, end):
 def _check_ramp(owner, ramp, subject):
     if ramp is None:
         return
-    if not callable(ramp) or not hasattr(ramp, "initial"):
+    if not (callable(ramp) and hasattr(ramp, "initial") and hasattr(ramp, "end")):
         raise TypeError(f"{owner}: `ramp` must be a Ramp or None. Received: {ramp!r}.")
     if getattr(subject, "budget", None) is None:
         raise ValueError(

@@ -153,7 +153,7 @@ class PlanRow:
         layer: Class name of its layer.
         shape: Shape of the kernel.
         actions: Actions that apply, in order; empty if it is left alone.
-        reason: Why it is left alone, or "".
+        reason: Why it, or some action of its rule, is left alone; else "".
     """
 
     name: str
@@ -196,7 +196,7 @@ class Plan:
                 row.name,
                 row.layer,
                 "x".join(map(str, row.shape)),
-                " + ".join(map(_brief, row.actions)) or f"left alone: {row.reason}",
+                _what_happens(row),
             )
             for row in self.rows
         ]
@@ -208,6 +208,13 @@ class Plan:
             for line in cells
         ]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _what_happens(row):
+    if not row.actions:
+        return f"left alone: {row.reason}"
+    left_out = f" (other actions left out: {row.reason})" if row.reason else ""
+    return " + ".join(map(_brief, row.actions)) + left_out
 
 
 def _brief(value):
@@ -437,12 +444,9 @@ class Recipe(Value):
         actions = self.rules[number].actions
         if isinstance(actions[0], Skip):
             return (), actions[0].reason
-        for action in actions:
-            for name in ("constraint", "compressor", "regularizer"):
-                reason = reason_to_skip(getattr(action, name, None), target)
-                if reason:
-                    return (), reason
-        return actions, ""
+        reasons = {action: _reason_against(action, target) for action in actions}
+        kept = tuple(action for action in actions if not reasons[action])
+        return kept, "; ".join(dict.fromkeys(filter(None, reasons.values())))
 
     def _check_rules_take_something(self, taken, targets, skipped, model):
         for number, rule in enumerate(self.rules):
@@ -460,6 +464,12 @@ class Recipe(Value):
             else:
                 why = f"kernels of the model '{model.name}': {known}"
             raise ValueError(f"Rule {number + 1}, {rule!r}, takes no kernel: {why}.")
+
+
+def _reason_against(action, target):
+    """Why an action has nothing to gain on a target, or None."""
+    subjects = (getattr(action, name, None) for name in ("constraint", "compressor", "regularizer"))
+    return next(filter(None, (reason_to_skip(subject, target) for subject in subjects)), None)
 
 
 def _matches_skipped(where, entry):

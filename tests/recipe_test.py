@@ -565,3 +565,12 @@ def test_final_compressors():
         "conv/kernel": Chain([PRUNE, UniformQuantization(4)]),
         "hidden/kernel": UniformQuantization(4),
     }
+
+
+def test_an_action_that_saves_nothing_leaves_the_others_of_its_rule():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, name="small")])
+    rule = Rule("small", Every(5, LowRank(rank=2)), AtEnd(UniformQuantization(8)))
+    (row,) = Recipe([rule]).plan(model).rows
+    assert row.actions == (AtEnd(UniformQuantization(8)),)
+    assert "rank 2 saves nothing on a 3 x 4 matrix" in row.reason
+    assert "(other actions left out: rank 2 saves nothing" in str(Recipe([rule]).plan(model))

@@ -288,7 +288,9 @@ class CompressionCallback(keras.callbacks.Callback):
         ramp = action.ramp
         if isinstance(action, Every):
             subject = self._settle(job.key, job.target, action.constraint)
-            budget = None if ramp is None else ramp(step, getattr(subject, subject.budget))
+            # From the ramp's end on the constraint's own budget counts, exactly.
+            ramping = ramp is not None and step < ramp.end
+            budget = ramp(step, getattr(subject, subject.budget)) if ramping else None
             return overwrite(job.target, subject, budget)
         return self._shrink(job, step)
 
