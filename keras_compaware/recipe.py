@@ -6,6 +6,7 @@ import dataclasses
 import keras
 
 from keras_compaware._graph import has_graph
+from keras_compaware._text import text_table
 from keras_compaware.base import (
     ACTIONS,
     AtEnd,
@@ -190,24 +191,13 @@ class Plan:
         ]
 
     def __str__(self):
-        header = ("kernel", "layer", "shape", "what happens")
-        cells = [header] + [
-            (
-                row.name,
-                row.layer,
-                "x".join(map(str, row.shape)),
-                _what_happens(row),
-            )
-            for row in self.rows
-        ]
-        widths = [max(len(line[column]) for line in cells) for column in range(3)]
-        lines = [
-            "  ".join(
-                [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]
-            )
-            for line in cells
-        ]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+        return text_table(
+            ("kernel", "layer", "shape", "what happens"),
+            [
+                (row.name, row.layer, "x".join(map(str, row.shape)), _what_happens(row))
+                for row in self.rows
+            ],
+        )
 
 
 def _what_happens(row):

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_compaware._graph import calls, has_graph
+from keras_compaware._text import text_table
 from keras_compaware.compaction.factorise import (
     FACTORISABLE,
     factorised_layer,
@@ -59,18 +60,10 @@ class CompactResult:
     max_error: float
 
     def __str__(self):
-        header = ("layer", "class", "parameters", "what happened")
-        cells = [header] + [
-            (row.name, row.layer, f"{row.before} -> {row.after}", row.note) for row in self.rows
-        ]
-        widths = [max(len(line[column]) for line in cells) for column in range(3)]
-        lines = [
-            "  ".join(
-                [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]
-            )
-            for line in cells
-        ]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+        return text_table(
+            ("layer", "class", "parameters", "what happened"),
+            [(row.name, row.layer, f"{row.before} -> {row.after}", row.note) for row in self.rows],
+        )
 
 
 def compact(model, codes=None):
