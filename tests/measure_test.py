@@ -223,6 +223,7 @@ def test_undefined_shapes_and_subclassed_models_are_refused():
         measure.macs(Mlp())
 
 
+@pytest.mark.tensorflow  # symbolic, so the same on every backend
 @pytest.mark.parametrize(
     ("build", "macs", "parameters"),
     [

@@ -19,6 +19,8 @@ import pytest
 
 from keras_compaware.data import digits, load, tfds_source
 
+pytestmark = pytest.mark.tensorflow  # no backend of Keras takes part
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # These few need neither TensorFlow nor TensorFlow Datasets.

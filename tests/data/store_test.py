@@ -11,6 +11,8 @@ import pytest
 from keras_compaware.data import store as store_module
 from keras_compaware.data.store import ArrayStore, Request, Source, SplitSource, folder_name
 
+pytestmark = pytest.mark.tensorflow  # no backend of Keras takes part
+
 NUM_TRAIN, NUM_TEST = 20, 6
 
 
