@@ -401,12 +401,7 @@ class Recipe(Value):
         """
         finals = {}
         for assignment in self.plan(model).assignments:
-            compressors = [
-                subject
-                for action in assignment.actions
-                for subject in [getattr(action, "constraint", getattr(action, "compressor", None))]
-                if isinstance(subject, Compressor)
-            ]
+            compressors = list(assignment.compressors.values())
             if compressors:
                 only = len(compressors) == 1
                 finals[assignment.target.name] = compressors[0] if only else Chain(compressors)

@@ -63,8 +63,3 @@ def copy_variable(source, destination):
     On JAX two variables that share an array both lose it when one of them is trained.
     """
     destination.assign(np.array(keras.ops.convert_to_numpy(source)))
-
-
-def same_layer(layer):
-    """Returns a new layer of the same configuration."""
-    return type(layer).from_config(layer.get_config())

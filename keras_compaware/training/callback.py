@@ -14,7 +14,6 @@ from keras_compaware.base import (
     Compressor,
     Every,
     Proximal,
-    StraightThrough,
     Target,
 )
 from keras_compaware.kernels import find_targets
@@ -33,6 +32,15 @@ class Assignment:
 
     target: Target
     actions: tuple
+
+    @property
+    def compressors(self):
+        """The compressors that act on the target, in order, by the number of their action."""
+        subjects = (
+            getattr(action, "constraint", getattr(action, "compressor", None))
+            for action in self.actions
+        )
+        return {number: c for number, c in enumerate(subjects) if isinstance(c, Compressor)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +328,7 @@ class CompressionCallback(keras.callbacks.Callback):
     def _finish(self, step):
         """Applies what is left of the proximal maps, then compresses every target exactly."""
         started = time.perf_counter()
-        distortion = {}
+        distortion, self.codes = {}, {}
         for job in self._proximal_jobs():
             last = step if job.end is None else min(step, job.end)
             if last > self._applied_until(job):
@@ -501,12 +509,7 @@ def _final_compressors(assignments, wrappers, model):
     """Returns `[(target, [(number of the action, compressor), ...]), ...]` for the end."""
     finals, covered = [], set()
     for assignment in assignments:
-        compressors = []
-        for number, action in enumerate(assignment.actions):
-            subject = getattr(action, "constraint", getattr(action, "compressor", None))
-            is_compressing = isinstance(action, (Every, StraightThrough, AtEnd))
-            if is_compressing and isinstance(subject, Compressor):
-                compressors.append((number, subject))
+        compressors = list(assignment.compressors.items())
         if compressors:
             finals.append((assignment.target, compressors))
             covered.update(id(variable) for variable in assignment.target.variables)
