@@ -32,6 +32,7 @@ from keras_compaware.cli.workdir import Checkpoint, Workdir
 from keras_compaware.compaction import compact, recalibrate_batch_norm
 from keras_compaware.data.store import CACHE_VARIABLE, default_cache_dir
 from keras_compaware.kernels import find_targets
+from keras_compaware.layers.compressed import compressed_layers
 from keras_compaware.recipe import Recipe
 
 
@@ -234,10 +235,11 @@ def encoded_bytes(model: keras.Model, recipe: Recipe | None) -> int:
             w = target.read()
             compressor = finals[target.name].settle(w, target.axes)
             codes[id(target.variables[0])] = compressor.encode(w, axes=target.axes).num_bits
+    # The bases of wrapped layers serve training only.
+    bases = {id(basis) for layer in compressed_layers(model) for basis in layer.bases}
     total = 0
     for weight in {id(weight): weight for weight in model.weights}.values():
-        is_basis = "/basis_" in f"/{weight.name}"
-        plain = 0 if is_basis else 32 * math.prod(weight.shape)
+        plain = 0 if id(weight) in bases else 32 * math.prod(weight.shape)
         total += codes.get(id(weight), plain)
     return math.ceil(total / 8)
 
@@ -314,7 +316,7 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
             "layers": [dataclasses.asdict(row) for row in compacted.rows],
             "firings": checkpoint.all_firings(),
         },
-        "plan": recipe.plan(experiment.build_model()).to_json(),
+        "plan": recipe.plan(model).to_json(),
         "config": config,
         "steps_per_epoch": experiment.steps_per_epoch,
         "data": {"name": experiment.dataset.name, "version": experiment.dataset.version},
