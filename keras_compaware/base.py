@@ -171,6 +171,8 @@ class Code:
         counts: Number of stored elements, for parts of which only some are stored (the values
             that pruning keeps). Default: all elements of the part.
         mask: Name of the part that tells which payload elements are stored, if not all are.
+        entrywise: Names of parts of shape (..., *shape), which hold something of every entry of the
+            tensor; of a tensor that is stored in part (see `mask`) they are stored in part too.
         split: For a product of two factors, which matrices the parts "left" and "right" multiply
             to: "channel" or "spatial"; else None.
     """
@@ -183,6 +185,7 @@ class Code:
     axes: KernelAxes
     counts: Mapping = dataclasses.field(default_factory=dict)
     mask: str | None = None
+    entrywise: tuple = ()
     split: str | None = None
 
     def __post_init__(self):
@@ -200,6 +203,21 @@ class Code:
                 total += math.ceil(int(count) * self.bits[name])
         return total
 
+    def arrays(self):
+        """Returns the arrays of all parts, as nested dictionaries."""
+        return {
+            name: part.arrays() if isinstance(part, Code) else part
+            for name, part in self.parts.items()
+        }
+
+    def with_arrays(self, arrays):
+        """Returns this code with other arrays in its parts, given as `arrays()` gives them."""
+        parts = {
+            name: part.with_arrays(arrays[name]) if isinstance(part, Code) else arrays[name]
+            for name, part in self.parts.items()
+        }
+        return dataclasses.replace(self, parts=parts)
+
 
 class Compressor(Value, keras.constraints.Constraint):
     """A lossy codec for one tensor; as a Keras constraint, the map `w -> decode(encode(w))`.
@@ -212,6 +230,12 @@ class Compressor(Value, keras.constraints.Constraint):
 
     needs_decomposition = False
     """Whether the map needs an SVD or the like and so must stay out of a compiled training step."""
+
+    selects = False
+    """Whether the map keeps some entries as they are and sets the others to zero."""
+
+    warm_starts = False
+    """Whether `encode` makes use of `previous`."""
 
     @property
     def budget(self):
@@ -325,6 +349,14 @@ class Chain(Compressor):
         return any(compressor.needs_decomposition for compressor in self.compressors)
 
     @property
+    def selects(self):
+        return self._first.selects
+
+    @property
+    def warm_starts(self):
+        return any(compressor.warm_starts for compressor in self.compressors)
+
+    @property
     def _first(self):
         return self.compressors[0]
 
@@ -398,12 +430,43 @@ def _own(previous):
 
 
 def _store_only(code, count):
-    """Counts only the stored entries in the parts that have one element per entry."""
-    counts = dict(code.counts)
-    for name, part in code.parts.items():
-        if not isinstance(part, Code) and tuple(part.shape) == tuple(code.shape):
-            counts[name] = count
-    return dataclasses.replace(code, counts=counts)
+    """Counts only so many entries of the tensor in the parts that hold something of every entry."""
+    counts, parts = dict(code.counts), dict(code.parts)
+    for name in code.entrywise:
+        part = parts[name]
+        if isinstance(part, Code):
+            parts[name] = _store_only(part, count)
+        else:
+            counts[name] = count * (math.prod(part.shape) // max(1, math.prod(code.shape)))
+    return dataclasses.replace(code, counts=counts, parts=parts)
+
+
+class Perturbation(Value, keras.constraints.Constraint):
+    """A map of one tensor that compresses nothing: weight decay, weight noise.
+
+    Subclasses are frozen dataclasses. An action applies them like a compressor, except that they
+    have no code and are not applied once more at the end of training.
+    """
+
+    is_random = False
+    """Whether `key` makes a difference."""
+
+    @property
+    def budget(self):
+        """Name of the argument that a `Ramp` drives, or None."""
+        return None
+
+    def __call__(self, w, axes=None, budget=None, key=None):
+        """Returns the perturbed kernel, in `w`'s shape and dtype.
+
+        Args:
+            w: Kernel, any float dtype; computed in float32.
+            axes: `KernelAxes`; default: by the kernel's number of dimensions.
+            budget: Scalar (may be traced) that stands in for the argument named by `budget`.
+            key: Integer that tells one application from another; the callback derives it from the
+                optimizer step and the target's name. Not traced.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__.")
 
 
 class ProximalRegularizer(Value, keras.regularizers.Regularizer):

@@ -63,6 +63,7 @@ class UniformQuantization(Compressor):
             shape=tuple(w.shape),
             dtype=dtype,
             axes=axes,
+            entrywise=("codes",),
         )
 
     def decode(self, code):

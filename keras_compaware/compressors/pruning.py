@@ -38,6 +38,8 @@ class MagnitudePruning(Compressor):
 
     sparsity: float
 
+    selects = True
+
     def __post_init__(self):
         check_number("MagnitudePruning", "sparsity", self.sparsity, 0.0, 1.0)
         if self.sparsity == 1.0:
@@ -67,6 +69,7 @@ class MagnitudePruning(Compressor):
             axes=axes,
             counts={"values": self.num_kept(w.shape)},
             mask="mask",
+            entrywise=("mask", "values"),
         )
 
     def decode(self, code):
