@@ -283,6 +283,10 @@ class Compressor(Value, keras.constraints.Constraint):
         """
         return None
 
+    def rank_of(self, shape, axes):
+        """Returns the rank that compressed kernels of this shape have, where there is one."""
+        return None
+
     def basis_shape(self, shape, axes):
         """Returns the shape of the basis that the map needs inside a training step, or None."""
         return None
@@ -395,6 +399,9 @@ class Chain(Compressor):
     def reason_to_skip(self, shape, axes):
         return self._first.reason_to_skip(shape, axes)
 
+    def rank_of(self, shape, axes):
+        return self._first.rank_of(shape, axes)
+
     def basis_shape(self, shape, axes):
         return self._first.basis_shape(shape, axes)
 
@@ -477,6 +484,9 @@ class ProximalRegularizer(Value, keras.regularizers.Regularizer):
     should act in one of the two ways, never in both.
     """
 
+    needs_decomposition = False
+    """Whether `prox` needs an SVD and so must stay out of a compiled training step."""
+
     @property
     def budget(self):
         """Name of the argument that a `Ramp` drives."""
@@ -497,6 +507,10 @@ class ProximalRegularizer(Value, keras.regularizers.Regularizer):
             budget: Scalar (may be traced) that stands in for `strength`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define prox.")
+
+    def rank(self, w, axes=None):
+        """Returns the numerical rank of a kernel, where the penalty lowers it, else None."""
+        return None
 
     def reason_to_skip(self, shape, axes):
         """Returns why there is nothing to gain on kernels of this shape, or None."""
@@ -554,15 +568,20 @@ def _check_window(owner, every, begin, end):
         )
 
 
-def _check_ramp(owner, ramp, subject):
+def _check_is_ramp(owner, name, ramp):
+    if not (callable(ramp) and hasattr(ramp, "initial") and hasattr(ramp, "within")):
+        raise TypeError(f"{owner}: `{name}` must be a Ramp or None. Received: {ramp!r}.")
+
+
+def _check_ramp(owner, ramp, subject, begin, end):
     if ramp is None:
         return
-    if not (callable(ramp) and hasattr(ramp, "initial") and hasattr(ramp, "end")):
-        raise TypeError(f"{owner}: `ramp` must be a Ramp or None. Received: {ramp!r}.")
+    _check_is_ramp(owner, "ramp", ramp)
     if getattr(subject, "budget", None) is None:
         raise ValueError(
             f"{owner}: {subject} has no budget that a ramp could drive; leave out `ramp`."
         )
+    ramp.within(begin, end)
 
 
 @register
@@ -572,8 +591,12 @@ class Every(Value):
 
     This is the regularization frequency of Lee et al. (2021): nothing else in training changes,
     and between two firings the weights move freely. With t the number of optimizer steps done, it
-    fires whenever `(t - begin) // every` has grown, for `begin < t <= end`. At the end of training
-    a `Compressor` is applied once more; other constraints are not.
+    fires whenever `(t - begin) // every` has grown, for `begin < t <= end`, and at `end`. At the
+    end of training a `Compressor` is applied once more; other constraints are not.
+
+    With `hold=True` what a firing has set to zero stays zero until the next one, as in gradual
+    pruning with a mask (Zhu & Gupta, 2017), and after the last one for good. That acts inside the
+    training step, so the model is compiled with `recipe.optimizer(...)`.
 
     Args:
         every: Integer of at least 1: the period pNR in optimizer steps.
@@ -581,6 +604,8 @@ class Every(Value):
         begin: Integer: the last step of the warm-up without compression. Default 0.
         end: Integer or None: the last step at which it fires. Default None: no end.
         ramp: `Ramp` that drives the constraint's budget, or None.
+        hold: Whether zeros stay zero between firings. Default False. Only for compressors that
+            select the entries which they keep (pruning).
 
     Example:
     >>> Every(200, keras.constraints.MaxNorm(2.0)).every
@@ -592,6 +617,7 @@ class Every(Value):
     begin: int = 0
     end: int | None = None
     ramp: object = None
+    hold: bool = False
 
     def __post_init__(self):
         _check_window("Every", self.every, self.begin, self.end)
@@ -600,7 +626,17 @@ class Every(Value):
                 "Every: `constraint` must be a keras.constraints.Constraint, for example "
                 f"MagnitudePruning(sparsity=0.9). Received: {self.constraint!r}."
             )
-        _check_ramp("Every", self.ramp, self.constraint)
+        _check_ramp("Every", self.ramp, self.constraint, self.begin, self.end)
+        if self.hold and not getattr(self.constraint, "selects", False):
+            raise ValueError(
+                "Every: `hold=True` keeps the zeros of a compressor that selects entries, such as "
+                f"MagnitudePruning(0.9). Received: {self.constraint!r}."
+            )
+
+    @property
+    def schedule(self):
+        """The ramp with its steps filled in, or None."""
+        return None if self.ramp is None else self.ramp.within(self.begin, self.end)
 
 
 @register
@@ -628,7 +664,12 @@ class Proximal(Value):
     def __post_init__(self):
         _check_window("Proximal", self.every, self.begin, self.end)
         _check_regularizer("Proximal", self.regularizer)
-        _check_ramp("Proximal", self.ramp, self.regularizer)
+        _check_ramp("Proximal", self.ramp, self.regularizer, self.begin, self.end)
+
+    @property
+    def schedule(self):
+        """The ramp with its steps filled in, or None."""
+        return None if self.ramp is None else self.ramp.within(self.begin, self.end)
 
 
 def _check_regularizer(owner, regularizer):
@@ -665,16 +706,29 @@ class StraightThrough(Value):
 
     Args:
         compressor: A `Compressor`.
-        every: Integer: for compressors that need a decomposition, the number of optimizer steps
-            after which the callback refreshes their basis. Default 100.
+        every: Integer: number of optimizer steps after which the callback refreshes the basis of
+            a compressor that needs a decomposition, and alpha. Default 100.
+        alpha: `Ramp` from 1 or less to 0 for the share of the latent kernel in the forward pass,
+            alpha * w + (1 - alpha) * C(w); or None: C(w) from the beginning.
     """
 
     compressor: Compressor
     every: int = 100
+    alpha: object = None
 
     def __post_init__(self):
         check_integer("StraightThrough", "every", self.every, 1)
         _check_compressor("StraightThrough", self.compressor)
+        check_alpha("StraightThrough", self.alpha)
+
+
+def check_alpha(owner, alpha):
+    """Raises unless `alpha` is None or a ramp that starts at no more than 1 and has an end."""
+    if alpha is None:
+        return
+    _check_is_ramp(owner, "alpha", alpha)
+    alpha.within(0, None)
+    check_number(owner, "alpha.initial", alpha.initial, 0.0, 1.0)
 
 
 @register

@@ -35,7 +35,8 @@ def register_kernels(layer_class, **kernels):
 
     Args:
         layer_class: Subclass of `keras.layers.Layer`.
-        **kernels: By attribute name: a `KernelAxes`, or a function `layer -> KernelAxes`.
+        **kernels: By attribute name: a `KernelAxes`, or a function `layer -> KernelAxes`, which may
+            return None for a layer that does without this kernel.
 
     Example:
     >>> class Scale(keras.layers.Layer):
@@ -101,6 +102,14 @@ for _layer in (
     register_kernels(_layer, kernel=_transposed_convolution)
 register_kernels(keras.layers.EinsumDense, kernel=_einsum)
 register_kernels(keras.layers.Embedding, embeddings=_MATRIX)
+register_kernels(
+    keras.layers.ReversibleEmbedding,
+    embeddings=_MATRIX,
+    reverse_embeddings=lambda layer: None if layer.tie_weights else _MATRIX,
+)
+# The gates of a recurrent layer lie side by side along its outputs.
+for _layer in (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell):
+    register_kernels(_layer, kernel=_MATRIX, recurrent_kernel=_MATRIX)
 
 
 def find_targets(model):
@@ -123,6 +132,9 @@ def find_targets(model):
             skipped.append(Skipped(path, layer, reason))
             continue
         for attribute, axes in rule.items():
+            axes = axes if isinstance(axes, KernelAxes) else axes(layer)
+            if axes is None:
+                continue
             variable = getattr(layer, attribute)
             name = _unique(f"{path}/{attribute}" if path else attribute, names)
             if id(variable) in seen:
@@ -130,7 +142,6 @@ def find_targets(model):
                 known = targets[first]
                 targets[first] = dataclasses.replace(known, aliases=(*known.aliases, name))
                 continue
-            axes = axes if isinstance(axes, KernelAxes) else axes(layer)
             axes.batch(len(variable.shape))
             seen[id(variable)] = name
             targets[name] = Target(name, (variable,), axes, layer, (), id(layer) in heads)

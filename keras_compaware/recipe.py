@@ -24,8 +24,10 @@ from keras_compaware.compaction.rebuild import clone, copy_model
 from keras_compaware.kernels import check_where, find_targets, matches, reason_to_skip
 from keras_compaware.layers import Compressed
 from keras_compaware.layers.compressed import compressed_layers
-from keras_compaware.training import Assignment, CompressionCallback
+from keras_compaware.training import Assignment, CompressionCallback, CompressionOptimizer
+from keras_compaware.training.callback import bind_optimizer
 from keras_compaware.training.firing import overwrite
+from keras_compaware.training.optimizer import acts_in_step, holds
 
 _REGULARIZER_ARGUMENT = {
     "kernel": "kernel_regularizer",
@@ -343,26 +345,27 @@ class Recipe(Value):
         wrappers, penalties = {}, collections.defaultdict(dict)
         for target, action in inside:
             if isinstance(action, StraightThrough):
-                wrappers.setdefault(id(target.layer), action)
+                wrappers[id(target.variables[0])] = action
             else:
                 argument = _regularizer_argument(target)
                 _refuse_second_regularizer(target, argument)
                 penalties[id(target.layer)][argument] = action.regularizer
-        changed = set()
+        replaced, reached = set(), set()
 
         def change(layer):
-            changed.add(id(layer))
+            replaced.add(id(layer))
+            reached.update(id(inner) for inner in layer._flatten_layers())
             config = layer.get_config()
             config.update(penalties.get(id(layer), {}))
             new = type(layer).from_config(config)
-            action = wrappers.get(id(layer))
+            action = _straight_through_of(layer, wrappers)
             if action is None:
                 return new, new
-            return Compressed(new, action.compressor, every=action.every), new
+            return Compressed(new, action.compressor, action.every, action.alpha), new
 
         wrapped = clone(model, change)
         for target, action in inside:
-            if id(target.layer) not in changed:
+            if id(target.layer) not in (replaced if isinstance(action, Penalty) else reached):
                 raise ValueError(
                     f"{type(action).__name__}: the layer of '{target.name}' is a part of another "
                     "layer and cannot be replaced. Use Every(...) or Proximal(...), which act on "
@@ -392,7 +395,34 @@ class Recipe(Value):
         skips = all(isinstance(rule.actions[0], Skip) for rule in self.rules)
         if not plan.assignments and not skips:
             raise ValueError(f"Recipe: there is nothing to compress.\n{plan}")
+        bind_optimizer(plan.assignments, model)
         return [CompressionCallback(plan.assignments)]
+
+    def optimizer(self, inner, model=None):
+        """Returns the optimizer to compile with: `inner`, and after each update what is to be done.
+
+        Proximal maps at every step, constraints at every step and held masks act inside the
+        training step, see `CompressionOptimizer`. If the recipe has nothing of that kind, this is
+        `inner` itself.
+
+        Args:
+            inner: A `keras.optimizers.Optimizer`.
+            model: The (wrapped) model, for custom loops without callbacks. Default None: the
+                optimizer learns from `callbacks(model)` which kernels are meant.
+
+        Example:
+        >>> from keras_compaware import Every, MagnitudePruning
+        >>> recipe = Recipe([Rule(".*", Every(100, MagnitudePruning(0.9), hold=True))])
+        >>> recipe.optimizer(keras.optimizers.Adam()).inner_optimizer.name
+        'adam'
+        """
+        actions = [action for rule in self.rules for action in rule.actions]
+        if not any(acts_in_step(action) or holds(action) for action in actions):
+            return inner
+        optimizer = CompressionOptimizer(inner)
+        if model is not None:
+            optimizer.bind(self.plan(model).assignments, model)
+        return optimizer
 
     def final_compressors(self, model):
         """Returns `{target name: Compressor}`: what holds exactly when training has ended.
@@ -461,6 +491,23 @@ def _matches_skipped(where, entry):
     """Whether a selection takes what cannot be compressed; functions are only asked for targets."""
     is_selection = where is None or isinstance(where, (str, type, keras.layers.Layer))
     return is_selection and matches(where, entry)
+
+
+def _straight_through_of(layer, actions):
+    """Returns the one action for all kernels of a layer, from actions by variable, or None."""
+    targets = find_targets(layer)[0]
+    found = {target.name: actions.get(id(target.variables[0])) for target in targets}
+    action = next(filter(None, found.values()), None)
+    if action is None:
+        return None
+    for target in targets:
+        nothing_to_gain = reason_to_skip(action.compressor, target) is not None
+        if found[target.name] != action and not (found[target.name] is None and nothing_to_gain):
+            raise ValueError(
+                f"StraightThrough: the layer '{layer.name}' ({type(layer).__name__}) is wrapped as "
+                f"a whole, so all its kernels need the same action. Received: {found}."
+            )
+    return action
 
 
 def _regularizer_argument(target):

@@ -205,12 +205,62 @@ def test_attention_and_wrappers_are_walked():
     assert skipped == []
 
 
+def test_recurrent_layers():
+    model = keras.Sequential(
+        [
+            keras.Input((5, 4)),
+            layers.Bidirectional(layers.LSTM(3, return_sequences=True, name="lstm"), name="both"),
+            layers.GRU(2, return_sequences=True, name="gru"),
+            layers.RNN([layers.SimpleRNNCell(3), layers.LSTMCell(2)], name="stacked"),
+        ]
+    )
+    targets, skipped = find_targets(model)
+    assert skipped == []
+    assert {target.axes for target in targets} == {KernelAxes((0,), (1,))}
+    assert {target.name: target.shape for target in targets} == {
+        "both/forward_lstm/lstm_cell/kernel": (4, 12),
+        "both/forward_lstm/lstm_cell/recurrent_kernel": (3, 12),
+        "both/backward_lstm/lstm_cell/kernel": (4, 12),
+        "both/backward_lstm/lstm_cell/recurrent_kernel": (3, 12),
+        "gru/gru_cell/kernel": (6, 6),
+        "gru/gru_cell/recurrent_kernel": (2, 6),
+        "stacked/stacked_rnn_cells/simple_rnn_cell/kernel": (2, 3),
+        "stacked/stacked_rnn_cells/simple_rnn_cell/recurrent_kernel": (3, 3),
+        "stacked/stacked_rnn_cells/lstm_cell/kernel": (3, 8),
+        "stacked/stacked_rnn_cells/lstm_cell/recurrent_kernel": (2, 8),
+    }
+
+
+def test_grouped_query_attention():
+    inputs = keras.Input((3, 8))
+    outputs = layers.GroupQueryAttention(2, 4, 2, name="attention")(inputs, inputs)
+    targets, skipped = find_targets(keras.Model(inputs, outputs))
+    assert skipped == []
+    assert {target.name.split("/")[1]: (target.shape, target.axes) for target in targets} == {
+        "query": ((8, 4, 2), KernelAxes((0,), (1, 2))),
+        "key": ((8, 2, 2), KernelAxes((0,), (1, 2))),
+        "value": ((8, 2, 2), KernelAxes((0,), (1, 2))),
+        "attention_output": ((4, 2, 8), KernelAxes((0, 1), (2,))),
+    }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_reversible_embeddings(tied):
+    """A tied one is used at both ends of a language model and is one target."""
+    inputs = keras.Input((5,), dtype="int32")
+    embedding = layers.ReversibleEmbedding(10, 4, tie_weights=tied, name="tokens")
+    outputs = embedding(layers.Dense(4, name="body")(embedding(inputs)), reverse=True)
+    targets, skipped = find_targets(keras.Model(inputs, outputs))
+    assert skipped == []
+    names = ["tokens/embeddings"] + ["tokens/reverse_embeddings"] * (not tied) + ["body/kernel"]
+    assert [target.name for target in targets] == names
+
+
 def test_what_is_skipped_has_a_reason():
     frozen = layers.Dense(3, name="frozen", trainable=False)
     lora = layers.Dense(3, name="lora")
-    model = keras.Sequential(
-        [keras.Input((5, 4)), frozen, lora, layers.LSTM(3, name="recurrent"), layers.Dense(2)]
-    )
+    convolution = layers.ConvLSTM1D(3, 2, name="recurrent")
+    model = keras.Sequential([keras.Input((5, 6, 4)), frozen, lora, convolution, layers.Dense(2)])
     lora.enable_lora(1)
     targets, skipped = find_targets(model)
     reasons = {entry.name: entry.reason for entry in skipped}
@@ -219,7 +269,8 @@ def test_what_is_skipped_has_a_reason():
     recurrent = {name: reason for name, reason in reasons.items() if "recurrent" in name}
     assert len(recurrent) == 2
     assert all(
-        "no rule for the layer LSTMCell: register_kernels(LSTMCell" in r for r in recurrent.values()
+        "no rule for the layer ConvLSTMCell: register_kernels(ConvLSTMCell" in r
+        for r in recurrent.values()
     )
     assert len(targets) == 1
 

@@ -26,6 +26,7 @@ from keras_compaware import (
     Skip,
     StraightThrough,
     UniformQuantization,
+    compact,
     compress,
     register_kernels,
 )
@@ -448,15 +449,50 @@ def test_wrap_of_nested_models():
     assert not np.array_equal(model.predict(x, verbose=0), wrapped.predict(x, verbose=0))
 
 
-def test_a_part_of_another_layer_cannot_be_wrapped():
+def attentive():
     inputs = keras.Input((4, 8))
     x = keras.layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
-    model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+    return keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+
+
+def test_a_layer_of_layers_is_wrapped_as_a_whole():
+    model = attentive()
+    recipe = Recipe([Rule("attention", STRAIGHT)])
+    wrapped = recipe.wrap(model)
+    assert isinstance(wrapped.get_layer("attention"), Compressed)
+    assert selected(recipe, wrapped) == selected(recipe, model)
+    assert recipe.wrap(wrapped) is wrapped
+    with pytest.raises(ValueError, match=r"is wrapped as a whole, so all its kernels"):
+        Recipe([Rule("query", STRAIGHT)]).wrap(model)
+
+
+def test_recurrent_layers_are_wrapped():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 3)),
+            keras.layers.Bidirectional(keras.layers.LSTM(4, name="lstm"), name="both"),
+            keras.layers.Dense(2, name="head"),
+        ]
+    )
+    recipe = Recipe([Rule("both", STRAIGHT)])
+    wrapped = recipe.wrap(model)
+    assert len(wrapped.get_layer("both").targets) == 4
+    wrapped.compile("sgd", "mse")
+    x, y = np.ones((4, 4, 3), "float32"), np.ones((4, 2), "float32")
+    wrapped.fit(x, y, verbose=0, callbacks=recipe.callbacks(wrapped))
+    small = compact(wrapped).model
+    assert type(small.get_layer("both")) is keras.layers.Bidirectional
+    np.testing.assert_allclose(
+        small.predict(x, verbose=0), wrapped.predict(x, verbose=0), atol=1e-5
+    )
+
+
+def test_a_part_of_another_layer_takes_no_penalty():
+    model = attentive()
     (first, *_) = selected(Recipe([Rule("attention", EVERY)]), model)
     assert first.startswith("attention/")
-    for action in (STRAIGHT, Penalty(GroupLasso(0.1))):
-        with pytest.raises(ValueError, match="a part of another layer"):
-            Recipe([Rule("attention", action)]).wrap(model)
+    with pytest.raises(ValueError, match="a part of another layer"):
+        Recipe([Rule("attention", Penalty(GroupLasso(0.1)))]).wrap(model)
 
 
 def test_penalty_on_a_regularized_layer_raises():

@@ -5,9 +5,10 @@ import json
 import math
 
 import keras
+import numpy as np
 import pytest
 
-from keras_compaware import Ramp
+from keras_compaware import Every, MagnitudePruning, Ramp
 
 
 def test_the_cubic_ramp_of_gradual_pruning():
@@ -35,7 +36,40 @@ def test_the_cosine_ramp():
     assert ramp(6, 0.5) == 0.5
 
 
-@pytest.mark.parametrize("shape", ["polynomial", "cosine"])
+def test_the_exponential_ramp():
+    ramp = Ramp(initial=0.0, begin=0, end=4, shape="exponential", power=math.log(16))
+    # r(p) = (16^-p - 1/16) / (15/16): at a half (1/4 - 1/16) / (15/16) = 1/5
+    assert ramp(2, 0.5) == pytest.approx(0.5 * 4 / 5)
+    assert ramp(0, 0.5) == pytest.approx(0.0)
+    assert ramp(4, 0.5) == 0.5
+
+
+def test_one_shot_waits_for_the_end():
+    ramp = Ramp(initial=0.1, begin=5, end=20, shape="one_shot")
+    assert [ramp(step, 0.9) for step in (0, 5, 19)] == [pytest.approx(0.1)] * 3
+    assert ramp(20, 0.9) == 0.9
+
+
+@pytest.mark.parametrize("shape", ["polynomial", "cosine", "exponential", "one_shot"])
+def test_a_traced_step_gives_the_same_budget(shape):
+    ramp = Ramp(initial=0.25, begin=3, end=13, shape=shape, power=2)
+    for step in (0, 3, 4, 9, 12, 13, 50):
+        traced = float(ramp(keras.ops.convert_to_tensor(step, "int32"), 0.9))
+        assert traced == pytest.approx(ramp(step, 0.9), abs=1e-6)
+        assert step < 13 or traced == np.float32(0.9)
+
+
+def test_steps_are_taken_from_the_window_of_the_action():
+    action = Every(10, MagnitudePruning(0.8), begin=100, end=200, ramp=Ramp(0.0, power=1))
+    assert action.schedule == Ramp(0.0, 100, 200, power=1)
+    assert Every(10, MagnitudePruning(0.8), end=200, ramp=Ramp(0.0, 50, 100)).schedule.end == 100
+    with pytest.raises(ValueError, match="does not know when the final value is reached"):
+        Every(10, MagnitudePruning(0.8), ramp=Ramp(0.0))
+    with pytest.raises(ValueError, match="it takes them from an action"):
+        Ramp(0.0)(5, 0.8)
+
+
+@pytest.mark.parametrize("shape", ["polynomial", "cosine", "exponential", "one_shot"])
 @pytest.mark.parametrize("final", [0.1, 1 / 3, 0.9, 1e-4])
 def test_it_is_monotone_and_ends_at_the_final_value_exactly(shape, final):
     ramp = Ramp(initial=0.05, begin=3, end=53, shape=shape)
@@ -70,7 +104,11 @@ def test_the_configuration_is_the_constructor():
             "`end` must be greater than `begin`. Received: begin=10, end=10",
         ),
         ({"end": 0}, ValueError, "`end` must be at least 1"),
-        ({"shape": "linear"}, ValueError, "must be one of 'polynomial', 'cosine'"),
+        (
+            {"shape": "linear"},
+            ValueError,
+            "must be one of 'polynomial', 'cosine', 'exponential', 'one_shot'",
+        ),
         ({"power": 0}, ValueError, r"`power` must be in \(0, inf\)"),
     ],
 )

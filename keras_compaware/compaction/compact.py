@@ -16,7 +16,7 @@ from keras_compaware.compaction.factorise import (
     find_factorisation,
 )
 from keras_compaware.compaction.rebuild import clone
-from keras_compaware.compaction.strip import plain_config, stripped_layer
+from keras_compaware.compaction.strip import compile_plainly, plain_config, stripped_layer
 from keras_compaware.kernels import find_targets
 from keras_compaware.layers import Compressed
 from keras_compaware.layers.compressed import compressed_layers
@@ -69,18 +69,19 @@ class CompactResult:
 def compact(model, codes=None):
     """Returns a smaller model that computes the same function, in plain Keras layers.
 
-    Straight-through wrappers are replaced by their layers with the compressed kernels, and
-    regularizers and constraints of this package are taken off; then every Dense and convolution
-    layer whose kernel has low rank becomes a `Sequential` of two layers under the old name,
-    provided that this saves parameters and multiply-accumulates. No recipe is needed: the rank is
-    read off the kernels. The file of the new model loads with plain `keras.models.load_model`.
+    Straight-through wrappers are replaced by their layers with the compressed kernels, and the
+    regularizers, constraints and optimizer wrapper of this package are taken off; then every Dense and convolution
+    layer whose kernel has low rank becomes a `Sequential` of two layers (of three, a convolution
+    whose input and output modes have low rank: Tucker-2) under the old name, provided that this
+    saves parameters and multiply-accumulates. No recipe is needed: ranks are read off the
+    kernels. The file of the new model loads with plain `keras.models.load_model`.
 
     Regularizers of the kernel are not taken over to its factors. A compiled model stays compiled,
     with a fresh optimizer of the same configuration.
 
     Args:
         model: A Sequential or functional model, nested ones included. It is not changed.
-        codes: Mapping from target names to `Code`s of two factors, as a `CompressionCallback`
+        codes: Mapping from target names to `Code`s of factors, as a `CompressionCallback`
             leaves them in `codes` when it has quantized the factors of a low-rank kernel: these
             factors are taken, where a decomposition would find others that are not quantized.
 
@@ -120,6 +121,7 @@ def compact(model, codes=None):
     small = clone(model, change)
     for new, fill in fills:
         fill(new)
+    compile_plainly(small)
     max_error = _compare(model, small)
     return CompactResult(small, tuple(rows), max_error)
 
@@ -182,9 +184,9 @@ def _row(layer, found, reason):
     if found is None:
         return CompactRow(layer.name, type(layer).__name__, before, before, f"as it is: {reason}")
     after = before - math.prod(layer.kernel.shape) + found.num_parameters
-    note = f"rank {found.rank} of {found.full_rank}"
+    note = str(found)
     if not isinstance(layer, keras.layers.Dense):
-        note += f", {found.split} split"
+        note += ", Tucker-2" if found.form == "tucker" else f", {found.form} split"
     return CompactRow(layer.name, type(layer).__name__, before, after, note)
 
 

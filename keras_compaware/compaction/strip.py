@@ -46,3 +46,19 @@ def _is_ours(value):
     kinds = (keras.constraints.Constraint, keras.regularizers.Regularizer)
     found = keras.saving.get_registered_object(registered)
     return isinstance(found, type) and issubclass(found, kinds)
+
+
+def compile_plainly(model):
+    """Compiles a compiled model again, without the optimizer wrapper of a recipe."""
+    config = model.get_compile_config()
+    plain = _without_wrapper(config)
+    if plain != config:
+        model.compile_from_config(plain)
+
+
+def _without_wrapper(value):
+    if isinstance(value, dict):
+        if value.get("registered_name") == f"{PACKAGE}>CompressionOptimizer":
+            return _without_wrapper(value["config"]["inner_optimizer"])
+        return {key: _without_wrapper(item) for key, item in value.items()}
+    return value

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_compaware.base import Chain, Compressor, check_integer, register
+from keras_compaware.base import Chain, Compressor, check_alpha, check_integer, register
 from keras_compaware.kernels import find_targets, reason_to_skip
 
 
@@ -24,7 +24,10 @@ class Compressed(keras.layers.Wrapper):
         layer: Any layer with kernels that `register_kernels` knows, built or not.
         compressor: A `Compressor`. Of a `Chain`, only the first may need a decomposition, and it
             must state its rank or ratio: by energy it would depend on the kernel's values.
-        every: Integer: optimizer steps between two refreshments of the basis. Default 100.
+        every: Integer: optimizer steps between two refreshments of the basis, or changes of alpha.
+            Default 100.
+        alpha: `Ramp` for the share of the latent kernel, from 1 or less to 0: for example
+            Ramp(1.0, begin=0, end=2000, power=1). Default None: C(w) from the beginning.
         **kwargs: As for any layer; the default name is that of the layer.
 
     Raises:
@@ -39,17 +42,20 @@ class Compressed(keras.layers.Wrapper):
     8
     """
 
-    def __init__(self, layer, compressor, every=100, **kwargs):
+    def __init__(self, layer, compressor, every=100, alpha=None, **kwargs):
         if not isinstance(compressor, Compressor):
             raise TypeError(
                 f"Compressed: `compressor` must be a Compressor. Received: {compressor!r}."
             )
         check_integer("Compressed", "every", every, 1)
+        check_alpha("Compressed", alpha)
         _refuse_unsuitable(compressor)
         kwargs.setdefault("name", layer.name)
         super().__init__(layer, **kwargs)
         self.compressor = compressor
         self.every = every
+        self.alpha = alpha
+        self.share = None
         self.supports_masking = layer.supports_masking
         self.targets = None
         self.bases = []
@@ -117,7 +123,7 @@ class Compressed(keras.layers.Wrapper):
         """Returns `[(target, kernel that the forward pass uses for it), ...]`."""
         bases = self.bases or [None] * len(self.targets)
         return [
-            (target, self._compressed(target.read(), target.axes, basis))
+            (target, self._blended(target.read(), target.axes, basis))
             for target, basis in zip(self.targets, bases, strict=True)
         ]
 
@@ -131,15 +137,23 @@ class Compressed(keras.layers.Wrapper):
         for target, basis in zip(self.targets or [], self.bases, strict=False):
             basis.assign(self.compressor.basis(target.read(), target.axes))
 
+    def blend(self, step):
+        """Sets the share of the latent kernel to what the ramp says after an optimizer step."""
+        if self.share is not None:
+            self.share.assign(self.alpha.within(0, None)(step, 0.0))
+
     def release(self):
         """Drops the bases, so that the kernels, compressed by now, are used as they are."""
         for basis in self.bases:
             basis.assign(ops.zeros(basis.shape, basis.dtype))
+        if self.share is not None:
+            self.share.assign(0.0)
 
     def get_config(self):
         config = {
             "compressor": keras.saving.serialize_keras_object(self.compressor),
             "every": self.every,
+            "alpha": keras.saving.serialize_keras_object(self.alpha),
         }
         return {**super().get_config(), **config}
 
@@ -148,6 +162,7 @@ class Compressed(keras.layers.Wrapper):
         config = dict(config)
         config["compressor"] = keras.saving.deserialize_keras_object(config["compressor"])
         config["layer"] = keras.saving.deserialize_keras_object(config["layer"])
+        config["alpha"] = keras.saving.deserialize_keras_object(config.get("alpha"))
         return cls(**config)
 
     def _find_kernels(self):
@@ -173,6 +188,21 @@ class Compressed(keras.layers.Wrapper):
                     autocast=False,
                 )
                 self.bases.append(basis)
+        if self.alpha is not None:
+            self.share = self.add_weight(
+                shape=(),
+                initializer=keras.initializers.Constant(self.alpha.initial),
+                trainable=False,
+                name="alpha",
+                autocast=False,
+            )
+
+    def _blended(self, w, axes, basis):
+        compressed = self._compressed(w, axes, basis)
+        if self.share is None:
+            return compressed
+        alpha = ops.cast(self.share, w.dtype)
+        return alpha * ops.convert_to_tensor(w) + (1.0 - alpha) * compressed
 
     def _compressed(self, w, axes, basis):
         if basis is None:

@@ -47,6 +47,8 @@ class NuclearNorm(ProximalRegularizer):
     strength: float
     split: str = "channel"
 
+    needs_decomposition = True
+
     def __post_init__(self):
         check_number("NuclearNorm", "strength", self.strength, 0.0, float("inf"))
         check_choice("NuclearNorm", "split", self.split, ("channel", "spatial"))
@@ -62,3 +64,9 @@ class NuclearNorm(ProximalRegularizer):
         values, rebuild = views.singular_values(w, axes, self.split)
         strength = ops.cast(self.strength if budget is None else budget, "float32")
         return cast(rebuild(shrinkage.soft(values, ops.cast(step_size, "float32") * strength)))
+
+    def rank(self, w, axes=None):
+        w, axes, _ = as_kernel(w, axes)
+        values, _ = views.singular_values(w, axes, self.split)
+        smallest = max(w.shape) * 2.0**-23 * ops.max(values, axis=-1, keepdims=True)
+        return ops.max(ops.sum(ops.cast(values > smallest, "int32"), axis=-1))

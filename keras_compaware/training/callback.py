@@ -1,5 +1,6 @@
 """The callback that compresses every N optimizer steps, on every backend."""
 
+import contextlib
 import dataclasses
 import sys
 import threading
@@ -17,8 +18,15 @@ from keras_compaware.base import (
     Target,
 )
 from keras_compaware.kernels import find_targets
-from keras_compaware.layers.compressed import Compressed, compressed_layers
-from keras_compaware.training.firing import overwrite, overwrite_by_code, shrink_towards
+from keras_compaware.layers.compressed import compressed_layers
+from keras_compaware.training.firing import (
+    overwrite,
+    overwrite_by_code,
+    overwrite_from,
+    shrink_towards,
+    sparsity_of,
+)
+from keras_compaware.training.optimizer import holds, step_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +59,14 @@ class Firing:
         step: Number of optimizer steps done.
         seconds: Wall time.
         distortion: ||C(w) - w|| / ||w|| by the target's name.
+        sparsity: Fraction of entries that are zero afterwards, by the target's name.
         final: Whether it is the compression at the end of training.
     """
 
     step: int
     seconds: float
     distortion: dict
+    sparsity: dict = dataclasses.field(default_factory=dict)
     final: bool = False
 
 
@@ -73,6 +83,17 @@ class CompressionCallback(keras.callbacks.Callback):
 
     Usually made by `Recipe.callbacks` or as `OccasionalCompression`. In a custom training loop
     call `step(model, n)` after optimizer step n and `finish(model)` at the end.
+
+    What a recipe does at every step is left to its `CompressionOptimizer`, if the model is compiled
+    with it. At the end of each epoch the callback adds to the logs, and so to the progress bar, the
+    history, CSVLogger (which comes after it in the list) and TensorBoard:
+
+        sparsity              zeros among all entries of the targets, after their last firing
+        rank                  mean rank of the targets whose rank is reduced, if there are any
+        distortion            mean of ||C(w) - w|| / ||w|| of the targets at their last firing
+        compression_seconds   time spent in firings during the epoch
+
+    A compressor that fits iteratively starts from the code of its last firing in the same epoch.
 
     Args:
         assignments: Sequence of `Assignment`s, for one model. `Compressed` layers of the model
@@ -100,6 +121,8 @@ class CompressionCallback(keras.callbacks.Callback):
         self._applied = {}
         self._start = None
         self._trained = None
+        self._previous = {}
+        self._monitor = _Monitor()
 
     # ---- Keras hooks --------------------------------------------------------------------------
 
@@ -119,6 +142,7 @@ class CompressionCallback(keras.callbacks.Callback):
             self._begin(self._read_step())
         self._batches_seen = 0
         self._epoch_rate = None
+        self._previous.clear()  # a run that is resumed here does the same as one that went on
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._is_waiting:
@@ -146,7 +170,9 @@ class CompressionCallback(keras.callbacks.Callback):
             self._stop_waiting()
         # Always: without a list of callbacks the last batch of an epoch has not been counted. The
         # state is attached to the model here, so reading the step costs nothing.
-        self._fire(self._read_step(), self._epoch_rate)
+        step = self._read_step()
+        self._fire(step, self._epoch_rate)
+        self._monitor.report(self._resolved, self._jobs, step, logs)
 
     def on_train_end(self, logs=None):
         if self._is_waiting:  # not a step was trained
@@ -217,7 +243,9 @@ class CompressionCallback(keras.callbacks.Callback):
         assignments = self._resolved = self._resolve(model)
         if self._trained is not None and self._trained() is not model:
             self._settled, self._applied = {}, {}  # what another model has left
+            self._monitor = _Monitor()
         self._trained = weakref.ref(model)
+        self._engine = bind_optimizer(assignments, model)
         self._optimizer = _innermost(getattr(model, "optimizer", None))
         accumulation = getattr(self._optimizer, "gradient_accumulation_steps", None)
         self._accumulation = accumulation or 1
@@ -226,12 +254,13 @@ class CompressionCallback(keras.callbacks.Callback):
             for assignment in assignments
             for number, action in enumerate(assignment.actions)
             if isinstance(action, (Every, Proximal))
+            and not (self._engine and self._engine.handles(assignment.target, action))
         ]
         self._wrappers = compressed_layers(model)
         self._jobs += [
-            _Job(wrapper, wrapper, f"{wrapper.name}#basis")
+            _Job(wrapper, action, f"{wrapper.name}#{type(action).__name__}")
             for wrapper in self._wrappers
-            if wrapper.bases
+            for action in _actions_of(wrapper)
         ]
         self._has_proximal_jobs = bool(self._proximal_jobs())
         self._finals = _final_compressors(assignments, self._wrappers, model)
@@ -252,6 +281,7 @@ class CompressionCallback(keras.callbacks.Callback):
         for wrapper in self._wrappers:
             if not wrapper.is_fitted:
                 wrapper.refresh()
+            wrapper.blend(step)
         for job in self._jobs:
             job.fired = job.count(step)
         self._next = min((job.next_due() for job in self._jobs), default=float("inf"))
@@ -278,38 +308,70 @@ class CompressionCallback(keras.callbacks.Callback):
             self._learning_rate.note(step, rate)
         due = [job for job in self._jobs if job.count(step) > job.fired]
         if due:
-            started = time.perf_counter()
-            distortion = {}
-            for job in due:
-                distortion[job.target.name] = self._act(job, step)
-                job.fired = job.count(step)
-            self.firings.append(Firing(step, time.perf_counter() - started, distortion))
+            with self._firing(step) as changes:
+                for job in due:
+                    change = self._act(job, step)
+                    if change is not None:
+                        changes[job.target.name] = change
+                    job.fired = job.count(step)
         if self._has_proximal_jobs:
             self._learning_rate.forget(min(map(self._applied_until, self._proximal_jobs())))
         self._next = min((job.next_due() for job in self._jobs), default=float("inf"))
 
+    @contextlib.contextmanager
+    def _firing(self, step, final=False):
+        """Notes the changes that the block makes as one `Firing`."""
+        started, changes = time.perf_counter(), {}
+        yield changes
+        if changes or not final:
+            firing = Firing(
+                step,
+                time.perf_counter() - started,
+                {name: change.distortion for name, change in changes.items()},
+                {name: change.sparsity for name, change in changes.items()},
+                final,
+            )
+            self.firings.append(firing)
+            self._monitor.note(firing)
+
     def _act(self, job, step):
-        action = job.action
-        if isinstance(action, Compressed):
-            action.refresh()
-            return 0.0
-        ramp = action.ramp
-        if isinstance(action, Every):
-            subject = self._settle(job.key, job.target, action.constraint)
-            # From the ramp's end on the constraint's own budget counts, exactly.
-            ramping = ramp is not None and step < ramp.end
-            budget = ramp(step, getattr(subject, subject.budget)) if ramping else None
-            return overwrite(job.target, subject, budget)
-        return self._shrink(job, step)
+        """Fires a job; returns the `Change` of its target, or None if it is a layer."""
+        action, target = job.action, job.target
+        if isinstance(action, _LayerAction):
+            action.fire(target, step)
+            return None
+        if isinstance(action, Proximal):
+            return self._shrink(job, step)
+        subject = self._settle(job.key, target, action.constraint)
+        ramp = action.schedule
+        # From the ramp's end on the constraint's own budget counts, exactly.
+        ramping = ramp is not None and step < ramp.end
+        if ramping:
+            budget = ramp(step, getattr(subject, subject.budget))
+            job.subject = subject.replace(**{subject.budget: budget})
+            change = overwrite(target, subject, budget, step)
+        else:
+            job.subject = subject
+            change = self._overwrite(job.key, target, subject, step)
+        if action.hold:
+            self._engine.hold(target)
+        return change
+
+    def _overwrite(self, key, target, subject, step):
+        if not getattr(subject, "warm_starts", False):
+            return overwrite(target, subject, step=step)
+        change, arrays = overwrite_from(target, subject, self._previous.get(key), step)
+        self._previous[key] = arrays
+        return change
 
     def _shrink(self, job, step):
-        action = job.action
+        action, ramp = job.action, job.action.schedule
         since = self._applied_until(job)
         last = step if action.end is None else min(step, action.end)
-        budget = None if action.ramp is None else action.ramp(step, action.regularizer.strength)
+        budget = None if ramp is None else ramp(step, action.regularizer.strength)
         step_size = self._learning_rate.summed(since, last)
         self._applied[job.key] = step
-        return shrink_towards(job.target, action.regularizer, step_size, budget)
+        return shrink_towards(job.target, action.regularizer, step_size, budget, step)
 
     def _proximal_jobs(self):
         return [job for job in self._jobs if isinstance(job.action, Proximal)]
@@ -327,29 +389,31 @@ class CompressionCallback(keras.callbacks.Callback):
 
     def _finish(self, step):
         """Applies what is left of the proximal maps, then compresses every target exactly."""
-        started = time.perf_counter()
-        distortion, self.codes = {}, {}
-        for job in self._proximal_jobs():
-            last = step if job.end is None else min(step, job.end)
-            if last > self._applied_until(job):
-                distortion[job.target.name] = self._shrink(job, step)
-        for target, compressors in self._finals:
-            members = [
-                self._settle(f"{target.name}#{number}", target, compressor)
-                for number, compressor in compressors
-            ]
-            if len(members) == 1:
-                distortion[target.name] = overwrite(target, members[0])
-                continue
-            chain = Chain(members)
-            distortion[target.name], code = overwrite_by_code(target, chain)
-            if code.split is not None:
-                self.codes[target.name] = chain.first_code(code)
-        for wrapper in self._wrappers:
-            wrapper.release()
-        if distortion:
-            seconds = time.perf_counter() - started
-            self.firings.append(Firing(step, seconds, distortion, final=True))
+        self.codes = {}
+        with self._firing(step, final=True) as changes:
+            for job in self._proximal_jobs():
+                last = step if job.end is None else min(step, job.end)
+                if last > self._applied_until(job):
+                    changes[job.target.name] = self._shrink(job, step)
+            for target, compressors in self._finals:
+                changes[target.name] = self._compress_finally(target, compressors, step)
+            for wrapper in self._wrappers:
+                wrapper.release()
+        self._previous.clear()
+
+    def _compress_finally(self, target, compressors, step):
+        keys = [f"{target.name}#{number}" for number, _ in compressors]
+        members = [
+            self._settle(key, target, compressor)
+            for key, (_, compressor) in zip(keys, compressors, strict=True)
+        ]
+        if len(members) == 1:
+            return self._overwrite(keys[0], target, members[0], step)
+        chain = Chain(members)
+        change, code = overwrite_by_code(target, chain, step)
+        if code.split is not None:
+            self.codes[target.name] = chain.first_code(code)
+        return change
 
     def _refuse_callbacks_that_undo(self, callbacks):
         if self not in callbacks or not self._finals:
@@ -407,8 +471,96 @@ def _holds_at_every(steps, actions):
     )
 
 
+def bind_optimizer(assignments, model):
+    """Tells the model's optimizer what it has to do; returns its `CompressionOptimizer` or None.
+
+    Raises:
+        ValueError: If zeros are to be held and the optimizer is none that does, or it was made for
+            something else.
+    """
+    engine = step_optimizer(getattr(model, "optimizer", None))
+    if engine is not None:
+        engine.bind(assignments, model)
+    for assignment in assignments:
+        if any(map(holds, assignment.actions)) and engine is None:
+            raise ValueError(
+                f"The rule for '{assignment.target.name}' has hold=True, which acts inside the "
+                "training step. Compile the model with the recipe's optimizer: "
+                "`model.compile(recipe.optimizer(keras.optimizers.Adam()), ...)`."
+            )
+    return engine
+
+
+class _LayerAction:
+    """What the callback does to a straight-through layer: every so many steps in a window."""
+
+    def __init__(self, fire, every, begin=0, end=None):
+        self.fire, self.every, self.begin, self.end = fire, every, begin, end
+
+
+def _actions_of(wrapper):
+    actions = []
+    if wrapper.bases:
+        actions.append(_LayerAction(lambda layer, step: layer.refresh(), wrapper.every))
+    if wrapper.alpha is not None:
+        ramp = wrapper.alpha.within(0, None)
+        blend = type(wrapper).blend
+        actions.append(_LayerAction(blend, wrapper.every, ramp.begin, ramp.end))
+    return actions
+
+
+class _Monitor:
+    """Collects what firings do and writes it into the logs of an epoch."""
+
+    def __init__(self):
+        self._distortion, self._sparsity = {}, {}
+        self._seconds = 0.0
+
+    def note(self, firing):
+        self._distortion |= firing.distortion
+        self._sparsity |= firing.sparsity
+        self._seconds += firing.seconds
+
+    def report(self, assignments, jobs, step, logs):
+        """Adds the numbers to `logs`.
+
+        Raises:
+            FloatingPointError: If a target on which only the optimizer acts holds NaN or infinity.
+        """
+        fired = {job.target.name for job in jobs if job.fired}
+        zeros = entries = 0.0
+        for target in (assignment.target for assignment in assignments):
+            known = self._sparsity.get(target.name) if target.name in fired else None
+            sparsity = sparsity_of(target, step) if known is None else known
+            zeros += sparsity * target.num_parameters
+            entries += target.num_parameters
+        ranks = list(filter(None, map(_rank, jobs)))
+        seconds, self._seconds = self._seconds, 0.0
+        if logs is None or not entries:
+            return
+        logs["sparsity"] = zeros / entries
+        if ranks:
+            logs["rank"] = float(sum(ranks)) / len(ranks)
+        distortion = self._distortion.values()
+        logs["distortion"] = sum(distortion) / len(distortion) if distortion else 0.0
+        logs["compression_seconds"] = seconds
+
+
+def _rank(job):
+    """The rank to which a job reduces its target; of a proximal map the present one."""
+    if isinstance(job.action, Proximal):
+        rank = job.action.regularizer.rank(job.target.read(), job.target.axes)
+        return None if rank is None else int(keras.ops.convert_to_numpy(rank))
+    subject = job.subject or getattr(job.action, "constraint", None)
+    if not isinstance(subject, Compressor):
+        return None
+    return subject.rank_of(job.target.shape, job.target.axes)
+
+
 class _Job:
-    """An action on a target together with how often it has fired."""
+    """An action on a target (or layer) together with how often it has fired."""
+
+    subject = None  # the constraint as it was applied last, with the budget of a ramp
 
     def __init__(self, target, action, key):
         self.target, self.action, self.key = target, action, key
@@ -421,10 +573,8 @@ class _Job:
         """Number of firings up to an optimizer step."""
         if self.end is None or step < self.end:
             return max(0, (step - self.begin) // self.every)
-        length = self.end - self.begin
-        # A proximal map owes the last, shorter interval too.
-        rest = isinstance(self.action, Proximal) and length % self.every > 0
-        return length // self.every + rest
+        # At the end of its window it fires in any case: the last interval may be shorter.
+        return -((self.begin - self.end) // self.every)
 
     def next_due(self):
         """First step after which it fires again."""

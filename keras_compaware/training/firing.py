@@ -1,56 +1,109 @@
 """Applying one map to one target, compiled and checked."""
 
+import dataclasses
 import functools
+import zlib
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_compaware._math.backend import compiled, float32_products
-from keras_compaware.base import Compressor
+from keras_compaware.base import Compressor, Perturbation
 
 
-def overwrite(target, constraint, budget=None):
-    """Overwrites a target by its constrained value; returns the relative distortion, a float.
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What a map has done to a target.
 
-    The distortion is ||C(w) - w|| / ||w|| (0 for a kernel of zeros).
+    Args:
+        distortion: ||C(w) - w|| / ||w||, 0 for a kernel of zeros.
+        sparsity: Fraction of entries that are zero afterwards.
+    """
+
+    distortion: float
+    sparsity: float
+
+
+def overwrite(target, constraint, budget=None, step=0):
+    """Overwrites a target by its constrained value; returns the `Change`.
 
     Raises:
         FloatingPointError: If the target holds NaN or infinity; nothing is written then.
     """
+    if isinstance(constraint, Perturbation) and constraint.is_random:
+        key = zlib.crc32(f"{step} {target.name}".encode())
+        before = ops.stop_gradient(target.read())
+        after = constraint(before, axes=target.axes, budget=budget, key=key)
+        return _write(target, step, *_measured(before, after))
     function = _constrained(constraint, target.axes, budget is not None)
     arguments = (target.read(),) if budget is None else (target.read(), _scalar(budget))
-    return _write(target, *function(*arguments))
+    return _write(target, step, *function(*arguments))
 
 
-def overwrite_by_code(target, compressor):
-    """Overwrites a target by its decoded code; returns `(relative distortion, code)`."""
+def overwrite_from(target, compressor, previous, step=0):
+    """Overwrites a target by its code, fitted from where an earlier fit has ended.
+
+    Args:
+        target: The target.
+        compressor: A compressor that warm-starts.
+        previous: What the last call has returned besides, or None.
+        step: Optimizer step, for messages.
+
+    Returns:
+        `(change, arrays of the code)`.
+    """
+    shape, dtype = target.shape, str(target.variables[0].dtype)
+    cold, warm = _encoding(compressor, target.axes, shape, dtype)
+    w = target.read()
+    after, measured, arrays = cold(w) if previous is None else warm(w, previous)
+    return _write(target, step, after, measured), arrays
+
+
+def overwrite_by_code(target, compressor, step=0):
+    """Overwrites a target by its decoded code; returns `(change, code)`."""
     before = ops.stop_gradient(target.read())
     with float32_products():
         code = compressor.encode(before, axes=target.axes)
-        after, distortion = _measured(before, compressor.decode(code))
-    return _write(target, after, distortion), code
+        after, measured = _measured(before, compressor.decode(code))
+    return _write(target, step, after, measured), code
 
 
-def shrink_towards(target, regularizer, step_size, budget=None):
-    """Overwrites a target by the regularizer's proximal map; returns the relative distortion."""
+def shrink_towards(target, regularizer, step_size, budget=None, step=0):
+    """Overwrites a target by the regularizer's proximal map; returns the `Change`."""
     function = _proximal(regularizer, target.axes, budget is not None)
     arguments = (target.read(), _scalar(step_size))
     if budget is not None:
         arguments = (*arguments, _scalar(budget))
-    return _write(target, *function(*arguments))
+    return _write(target, step, *function(*arguments))
 
 
-def _write(target, value, distortion):
-    distortion = float(keras.ops.convert_to_numpy(distortion))
+def sparsity_of(target, step=0):
+    """Returns the fraction of a target's entries that are zero.
+
+    Raises:
+        FloatingPointError: If the target holds NaN or infinity.
+    """
+    w = target.read()
+    _, measured = _measured(w, w)
+    return _change(target, step, measured).sparsity
+
+
+def _write(target, step, value, measured):
+    change = _change(target, step, measured)
+    target.write(value)
+    return change
+
+
+def _change(target, step, measured):
+    distortion, sparsity = (float(x) for x in keras.ops.convert_to_numpy(measured))
     if not np.isfinite(distortion):
         raise FloatingPointError(
-            f"The weights '{target.name}' hold NaN or infinity, so they were not compressed and "
-            "training is stopped. Lower the learning rate, clip gradients, or resume from the last "
-            "checkpoint."
+            f"The weights '{target.name}' hold NaN or infinity at optimizer step {step}, so they "
+            "were not compressed and training is stopped. Lower the learning rate, clip "
+            "gradients, or resume from the last checkpoint."
         )
-    target.write(value)
-    return distortion
+    return Change(distortion, sparsity)
 
 
 def _scalar(value):
@@ -59,11 +112,27 @@ def _scalar(value):
 
 @functools.lru_cache(maxsize=256)
 def _constrained(constraint, axes, with_budget):
-    if not isinstance(constraint, Compressor):
+    if not isinstance(constraint, (Compressor, Perturbation)):
         return compiled(lambda w: _measured(w, constraint(w)))
     if with_budget:
         return compiled(lambda w, budget: _measured(w, constraint(w, axes=axes, budget=budget)))
     return compiled(lambda w: _measured(w, constraint(w, axes=axes)))
+
+
+@functools.lru_cache(maxsize=256)
+def _encoding(compressor, axes, shape, dtype):
+    """Two compiled functions, without and with the arrays of a previous code."""
+    del shape, dtype  # the layout of a code depends on them
+    layout = []
+
+    def encoded(w, previous=None):
+        code = compressor.encode(w, previous=previous, axes=axes)
+        arrays = code.arrays()
+        layout[:] = [code.with_arrays(keras.tree.map_structure(lambda _: None, arrays))]
+        return *_measured(w, compressor.decode(code)), arrays
+
+    cold = compiled(encoded)
+    return cold, compiled(lambda w, arrays: encoded(w, layout[0].with_arrays(arrays)))
 
 
 @functools.lru_cache(maxsize=256)
@@ -76,9 +145,12 @@ def _proximal(regularizer, axes, with_budget):
 
 
 def _measured(before, after):
+    """Returns `(after, [distortion, sparsity])`: NaN if `before` holds one or infinity."""
     old, new = ops.cast(before, "float32"), ops.cast(after, "float32")
     size = ops.max(ops.abs(old))
     unit = ops.where(size > 0, size, 1.0)
     moved = ops.sqrt(ops.sum(ops.square((new - old) / unit)))
     norm = ops.sqrt(ops.sum(ops.square(old / unit)))
-    return after, moved / ops.where(norm > 0, norm, 1.0) + 0.0 * size
+    distortion = moved / ops.where(norm > 0, norm, 1.0) + 0.0 * size
+    zeros = ops.mean(ops.cast(ops.equal(new, 0), "float32"))
+    return after, ops.stack([distortion, zeros])

@@ -12,6 +12,7 @@ from keras_compaware import (
     CompressionCallback,
     LowRank,
     MagnitudePruning,
+    Ramp,
     Recipe,
     Rule,
     StraightThrough,
@@ -149,6 +150,49 @@ def test_the_callback_refreshes_the_basis_every_n_steps():
     assert np.linalg.matrix_rank(w, tol=1e-5) == 2
     ((_, forward),) = wrapper.forward_kernels()
     np.testing.assert_array_equal(array(forward), w)
+
+
+@pytest.mark.parametrize("compressor", [MagnitudePruning(0.5), LowRank(rank=2)], ids=str)
+def test_a_blend_goes_from_the_latent_to_the_compressed_kernel(compressor):
+    ramp = Ramp(1.0, begin=2, end=9, power=1)
+    recipe = Recipe([Rule("inner", StraightThrough(compressor, every=4, alpha=ramp))])
+    model = recipe.wrap(
+        keras.Sequential([keras.Input((7,)), keras.layers.Dense(5, use_bias=False, name="inner")])
+    )
+    (wrapper,) = [layer for layer in model.layers if isinstance(layer, Compressed)]
+    (target,) = wrapper.targets
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model  # noqa: B018 - on JAX this moves the state into the variables
+            alpha = float(array(wrapper.share))
+            w = target.read()
+            if not compressor.needs_decomposition:
+                expected = alpha * array(w) + (1 - alpha) * array(compressor(w))
+                (forward,) = wrapper.forward_kernels()
+                np.testing.assert_allclose(array(forward[1]), expected, atol=1e-6)
+            seen.append(alpha)
+
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    x = data((7,), 48)
+    callbacks = recipe.callbacks(model)
+    # A list: `Watch` looks after the callback has acted.
+    model.fit(x, data((5,), 48), batch_size=4, verbose=0, callbacks=[*callbacks, Watch()])
+    expected = [1 - max(0, step - 2) / 7 for step in (0, 6, 9)]
+    steps = [expected[(step >= 6) + (step >= 9)] for step in range(1, 13)]
+    np.testing.assert_allclose(seen, steps, atol=1e-6)
+    np.testing.assert_allclose(array(model(x)), x @ array(wrapper.layer.kernel), atol=1e-5)
+
+
+def test_alpha_must_be_a_ramp_with_an_end():
+    for alpha, error, message in (
+        (0.5, TypeError, "`alpha` must be a Ramp or None"),
+        (Ramp(1.0), ValueError, "does not know when the final value is reached"),
+        (Ramp(2.0, end=5), ValueError, r"`alpha.initial` must be in \[0, 1\]"),
+    ):
+        with pytest.raises(error, match=message):
+            Compressed(keras.layers.Dense(3), MagnitudePruning(0.5), alpha=alpha)
 
 
 def test_a_second_fit_goes_on_compressed():
@@ -455,10 +499,12 @@ def test_attention_has_several_kernels():
 
 @compressors
 def test_config(compressor):
-    wrapper = Compressed(keras.layers.Dense(5, name="inner"), compressor, every=7)
+    ramp = Ramp(1.0, end=9)
+    wrapper = Compressed(keras.layers.Dense(5, name="inner"), compressor, every=7, alpha=ramp)
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(wrapper)))
     restored = keras.saving.deserialize_keras_object(config)
-    assert (restored.name, restored.every, restored.compressor) == ("inner", 7, compressor)
+    assert (restored.name, restored.every, restored.alpha) == ("inner", 7, ramp)
+    assert restored.compressor == compressor
     assert restored.layer.units == 5
 
 
