@@ -300,7 +300,8 @@ class CompressionCallback(keras.callbacks.Callback):
 
     def _read_step(self):
         model = self.model  # On JAX this moves the trainer's state into the variables.
-        return int(model.optimizer.iterations)
+        iterations = keras.ops.convert_to_tensor(model.optimizer.iterations)
+        return int(keras.ops.convert_to_numpy(iterations))
 
     def _fire(self, step, rate=None):
         self._known, self._batches = step, 0
