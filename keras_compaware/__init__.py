@@ -16,30 +16,46 @@ from keras_compaware.base import (
     Target,
 )
 from keras_compaware.compaction import CompactResult, compact, recalibrate_batch_norm
-from keras_compaware.compressors import LowRank, MagnitudePruning, UniformQuantization
+from keras_compaware.compressors import (
+    BinaryCodeQuantization,
+    GroupPruning,
+    LowRank,
+    MagnitudePruning,
+    NMPruning,
+    TernaryQuantization,
+    Tucker2,
+    UniformQuantization,
+    WeightClustering,
+    WeightDecay,
+    WeightNoise,
+)
 from keras_compaware.kernels import find_targets, register_kernels
 from keras_compaware.layers import Compressed
 from keras_compaware.recipe import OccasionalCompression, Plan, Recipe, Rule, compress
 from keras_compaware.regularizers import GroupLasso, NuclearNorm, PartialGroupLasso
 from keras_compaware.schedules import Ramp
-from keras_compaware.training import CompressionCallback, Firing
+from keras_compaware.training import CompressionCallback, CompressionOptimizer, Firing
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AtEnd",
+    "BinaryCodeQuantization",
     "Chain",
     "Code",
     "CompactResult",
     "Compressed",
     "CompressionCallback",
+    "CompressionOptimizer",
     "Compressor",
     "Every",
     "Firing",
     "GroupLasso",
+    "GroupPruning",
     "KernelAxes",
     "LowRank",
     "MagnitudePruning",
+    "NMPruning",
     "NuclearNorm",
     "OccasionalCompression",
     "PartialGroupLasso",
@@ -53,7 +69,12 @@ __all__ = [
     "Skip",
     "StraightThrough",
     "Target",
+    "TernaryQuantization",
+    "Tucker2",
     "UniformQuantization",
+    "WeightClustering",
+    "WeightDecay",
+    "WeightNoise",
     "compact",
     "compress",
     "compressors",

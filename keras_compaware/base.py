@@ -173,8 +173,10 @@ class Code:
         mask: Name of the part that tells which payload elements are stored, if not all are.
         entrywise: Names of parts of shape (..., *shape), which hold something of every entry of the
             tensor; of a tensor that is stored in part (see `mask`) they are stored in part too.
-        split: For a product of two factors, which matrices the parts "left" and "right" multiply
-            to: "channel" or "spatial"; else None.
+        split: For factors that layers can take over, what they multiply to: the "channel" or the
+            "spatial" matrices ("left" and "right"), or a "tucker" form ("input", "core" and
+            "output"); else None.
+        compressor: Of a code that is a part of another one, the compressor that decodes it.
     """
 
     parts: Mapping
@@ -187,6 +189,7 @@ class Code:
     mask: str | None = None
     entrywise: tuple = ()
     split: str | None = None
+    compressor: object = None
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", keras.backend.standardize_dtype(self.dtype))
@@ -202,6 +205,18 @@ class Code:
                 count = self.counts.get(name, math.prod(part.shape))
                 total += math.ceil(int(count) * self.bits[name])
         return total
+
+    def plain(self, compressor=None):
+        """Returns the code with those parts decoded that are codes themselves.
+
+        Args:
+            compressor: What decodes parts that do not name their compressor.
+        """
+        parts = {
+            name: (part.compressor or compressor).decode(part) if isinstance(part, Code) else part
+            for name, part in self.parts.items()
+        }
+        return dataclasses.replace(self, parts=parts)
 
     def arrays(self):
         """Returns the arrays of all parts, as nested dictionaries."""
@@ -236,6 +251,12 @@ class Compressor(Value, keras.constraints.Constraint):
 
     warm_starts = False
     """Whether `encode` makes use of `previous`."""
+
+    settles = False
+    """Whether the budget is chosen from the kernel's values, see `settle`."""
+
+    repeats = True
+    """Whether encoding a decoded kernel finds the code again."""
 
     @property
     def budget(self):
@@ -352,6 +373,8 @@ class Chain(Compressor):
     def needs_decomposition(self):
         return any(compressor.needs_decomposition for compressor in self.compressors)
 
+    repeats = False  # a decomposition does not find quantized factors again
+
     @property
     def selects(self):
         return self._first.selects
@@ -369,22 +392,15 @@ class Chain(Compressor):
         return self.decode(self.encode(w, axes=axes))
 
     def encode(self, w, previous=None, axes=None, mask=None):
-        code = self._first.encode(w, axes=axes, previous=_own(previous), mask=mask)
+        earlier = None if previous is None else previous.plain(self._rest)
+        code = self._first.encode(w, axes=axes, previous=earlier, mask=mask)
         return self._compress_payload(code, previous)
 
     def encode_on(self, basis, w, axes=None):
         return self._compress_payload(self._first.encode_on(basis, w, axes), None)
 
     def decode(self, code):
-        return self._first.decode(self.first_code(code))
-
-    def first_code(self, code):
-        """Returns the code of the first member, with the payload that the others restore."""
-        rest = self._rest
-        if rest is None:
-            return code
-        restored = {name: rest.decode(code.parts[name]) for name in code.payload}
-        return dataclasses.replace(code, parts={**code.parts, **restored})
+        return self._first.decode(code.plain(self._rest))
 
     def settle(self, w, axes=None):
         first = self._first.settle(w, axes)
@@ -423,17 +439,11 @@ class Chain(Compressor):
         for name, axes in code.payload.items():
             earlier = None if previous is None else previous.parts[name]
             part = rest.encode(code.parts[name], previous=earlier, axes=axes, mask=mask)
+            part = dataclasses.replace(part, compressor=rest)
             if name in code.counts:
                 part = _store_only(part, code.counts[name])
             compressed[name] = part
         return dataclasses.replace(code, parts={**code.parts, **compressed})
-
-
-def _own(previous):
-    """The previous code as the first member sees it: without what later members made of it."""
-    if previous is None or any(isinstance(part, Code) for part in previous.parts.values()):
-        return None
-    return previous
 
 
 def _store_only(code, count):

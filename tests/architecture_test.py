@@ -47,7 +47,7 @@ INTERNAL: dict[str, set[str] | None] = {
         "_graph",
         "_text",
     },
-    "export": {"base", "measure", "_files", "_graph"},
+    "export": {"base", "kernels", "layers", "measure", "_files", "_graph", "_math"},
     "reporting": {"base", "measure", "_files"},
     "data": {"_files"},
     "models": set(),
@@ -58,7 +58,7 @@ INTERNAL: dict[str, set[str] | None] = {
 # The third-party packages of every unit, and what some units may import beyond them.
 CORE = {"keras", "numpy"}
 EXTERNAL: dict[str, set[str]] = {
-    "export": {"tensorflow", "ai_edge_litert", "rich"},
+    "export": {"tensorflow", "ai_edge_litert", "ml_dtypes", "rich", "safetensors"},
     "data": {"tensorflow", "tensorflow_datasets", "sklearn", "rich"},
     "reporting": {"rich"},
     "cli": {"tensorflow", "absl", "ml_collections", "rich"},

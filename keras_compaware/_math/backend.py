@@ -14,9 +14,7 @@ def compiled(function):
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        import tensorflow as tf
-
-        function = tf.function(function, autograph=False, jit_compile=False)
+        function = _graph_function(function)
     elif backend == "jax":
         import jax
 
@@ -30,6 +28,25 @@ def compiled(function):
     def call(*args):
         with float32_products():
             return function(*args)
+
+    return call
+
+
+def _graph_function(function):
+    """A TensorFlow function that is traced once for each shape, whatever is passed in."""
+    import tensorflow as tf
+
+    traced = tf.function(function, autograph=False, jit_compile=False)
+    concrete = {}
+
+    def call(*args):
+        args = keras.tree.map_structure(tf.convert_to_tensor, args)
+        # Each shape on purpose: `tf.function` would warn of many tracings, and trace anew for
+        # every variable.
+        key = tuple((tuple(a.shape), a.dtype.name) for a in keras.tree.flatten(args))
+        if key not in concrete:
+            concrete[key] = traced.get_concrete_function(*args)
+        return concrete[key](*args)
 
     return call
 

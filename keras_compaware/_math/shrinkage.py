@@ -6,6 +6,8 @@ sum of all but the largest; hard shrinkage is the limit of the latter as the thr
 
 from keras import ops
 
+_FEW = 16
+
 
 def soft(magnitudes, threshold, free=0):
     """Returns `max(m - threshold, 0)`, with the `free` largest of each row left as they are."""
@@ -29,12 +31,24 @@ def largest(magnitudes, keep):
     """
     number = magnitudes.shape[-1]
     keep = ops.clip(ops.cast(keep, "int32"), 0, number)
+    if number <= _FEW:
+        return _num_ahead(magnitudes) < keep
     threshold = _kth_largest(magnitudes, keep)
     above = magnitudes > threshold
     tied = magnitudes == threshold
     missing = keep - ops.sum(ops.cast(above, "int32"), axis=-1, keepdims=True)
     first = ops.cumsum(ops.cast(tied, "int32"), axis=-1) <= missing
     return ops.logical_or(above, ops.logical_and(tied, first))
+
+
+def _num_ahead(magnitudes):
+    """Returns how many entries of its row come before each entry, by comparing all pairs."""
+    places = ops.arange(magnitudes.shape[-1])
+    earlier = ops.expand_dims(places, 0) < ops.expand_dims(places, 1)
+    each, other = ops.expand_dims(magnitudes, -1), ops.expand_dims(magnitudes, -2)
+    tied = ops.logical_and(other == each, earlier)
+    ahead = ops.logical_or(other > each, tied)
+    return ops.sum(ops.cast(ahead, "int32"), axis=-1)
 
 
 def _kth_largest(magnitudes, k):

@@ -193,10 +193,10 @@ def recipe_of(rules: Mapping, steps_per_epoch: int, total_steps: int) -> Recipe 
       the output layers,
     - `action` is the name of an action (default "Every"),
     - `compressor` or `regularizer`, whichever the action takes, is the name of a class,
-    - the other keys are arguments of the action (`every`, `begin`, `end`; see `steps_of`) or of
-      that class,
-    - `ramp` holds the arguments of a `Ramp`, and `at_end` names a compressor, with its arguments,
-      that follows at the end of training.
+    - the other keys are arguments of the action (`every`, `begin`, `end`, see `steps_of`; `hold`)
+      or of that class,
+    - `ramp` (and `alpha` of StraightThrough) holds the arguments of a `Ramp`, and `at_end` names a
+      compressor, with its arguments, that follows at the end of training.
 
     Raises:
         UserError: If a name is unknown or an argument does not fit.
@@ -241,8 +241,9 @@ def _action(prefix: str, rule: dict, convert: Mapping[str, int]) -> Any:
     for key in DURATIONS:
         if key in arguments:
             arguments[key] = steps_of(arguments[key], name=f"{prefix}.{key}", **convert)
-    if arguments.get("ramp") is not None:
-        arguments["ramp"] = _ramp(f"{prefix}.ramp", arguments["ramp"], convert)
+    for key in ("ramp", "alpha"):
+        if arguments.get(key) is not None:
+            arguments[key] = _ramp(f"{prefix}.{key}", arguments[key], convert)
     subject = next((name for name in _SUBJECTS if name in fields), None)
     if subject is not None:
         # What `Every` calls a constraint is a compressor in a configuration.
@@ -258,9 +259,9 @@ def _action(prefix: str, rule: dict, convert: Mapping[str, int]) -> Any:
 
 
 def _ramp(prefix: str, value: Any, convert: Mapping[str, int]) -> Ramp:
-    arguments = {"begin": 0, **_dictionary(prefix, value)}
+    arguments = _dictionary(prefix, value)
     _check_arguments(prefix, Ramp, arguments)
-    for key in ("begin", "end"):
+    for key in arguments.keys() & {"begin", "end"}:
         arguments[key] = steps_of(arguments[key], name=f"{prefix}.{key}", **convert)
     return Ramp(**arguments)
 

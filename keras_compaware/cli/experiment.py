@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import math
 import os
 import pathlib
 import platform
@@ -18,6 +17,7 @@ import numpy as np
 
 from keras_compaware import data, export, measure, models
 from keras_compaware._files import write_json_atomic, write_text_atomic
+from keras_compaware.base import Code
 from keras_compaware.cli.config import (
     dense_config,
     fingerprint,
@@ -31,8 +31,6 @@ from keras_compaware.cli.program import UserError, console, say
 from keras_compaware.cli.workdir import Checkpoint, Workdir
 from keras_compaware.compaction import compact, recalibrate_batch_norm
 from keras_compaware.data.store import CACHE_VARIABLE, default_cache_dir
-from keras_compaware.kernels import find_targets
-from keras_compaware.layers.compressed import compressed_layers
 from keras_compaware.recipe import Recipe
 
 
@@ -76,10 +74,11 @@ class Experiment:
             load_weights(model, self.config["init_from"])
         return model
 
-    def compile(self, model: keras.Model) -> None:
-        """Compiles a model as the configuration says."""
+    def compile(self, model: keras.Model, recipe: Recipe | None = None) -> None:
+        """Compiles a model as the configuration says, with what a recipe does in every step."""
+        optimizer = optimizer_of(self.config, self.total_steps)
         model.compile(
-            optimizer=optimizer_of(self.config, self.total_steps),
+            optimizer=optimizer if recipe is None else recipe.optimizer(optimizer),
             loss="sparse_categorical_crossentropy",
             metrics=["accuracy"],
         )
@@ -98,7 +97,7 @@ class Experiment:
                 write_text_atomic(workdir.plan, f"{plan}\n")
             say(plan)
             model = recipe.wrap(model)
-        self.compile(model)
+        self.compile(model, recipe)
         compression = [] if recipe is None else recipe.callbacks(model)
         checkpoint = Checkpoint(
             workdir, compression[0] if compression else None, self.config["seed"]
@@ -156,7 +155,7 @@ class Experiment:
         )
         workdir = Workdir(_twins_dir() / key)
         with workdir.locked(wait=True):  # several runs may need the same twin at the same time
-            if workdir.report.exists() and workdir.litert.exists():
+            if all(p.exists() for p in (workdir.report, workdir.litert, workdir.codes)):
                 say(f"dense twin: found in {workdir.path}")
                 return workdir
             say(f"dense twin: training the same network without compression, {workdir.path}")
@@ -185,8 +184,8 @@ class Experiment:
         if not plan.assignments:
             raise UserError(f"nothing would be compressed:\n{plan}")
         model = recipe.wrap(model)
+        self.compile(model, recipe)
         recipe.callbacks(model)
-        self.compile(model)
         if importlib.util.find_spec("tensorflow") is None:
             raise UserError(
                 "the result is exported to LiteRT by TensorFlow's converter, and TensorFlow is not "
@@ -194,19 +193,27 @@ class Experiment:
             )
 
     def measure(
-        self, model: keras.Model, small: keras.Model, workdir: Workdir, recipe: Recipe | None
+        self,
+        model: keras.Model,
+        small: keras.Model,
+        workdir: Workdir,
+        recipe: Recipe | None,
+        codes: Mapping[str, Code] | None = None,
     ) -> dict[str, Any]:
         """Exports the small model and measures it; returns plain JSON values.
 
         Args:
             model: The trained model.
             small: Its compacted form, which is exported.
-            workdir: Where the LiteRT file goes.
-            recipe: The recipe, for the bits of the compressed kernels, or None.
+            workdir: Where the LiteRT file and the archive of codes go.
+            recipe: The recipe, for the codes of the compressed kernels, or None.
+            codes: Codes by target name that training has left, or None.
         """
         with console.status("exporting to LiteRT and comparing"), writing(workdir.litert):
             examples = self.dataset.test.images[:64] * np.float32(1 / 255)
             result = export.to_litert(small, workdir.litert, inputs=examples)
+        with writing(workdir.codes):
+            encoded = export.save_codes(model, recipe, workdir.codes, codes)
         accuracy, predicted = self.test_accuracy(small)
         images = self.dataset.test.images * np.float32(1 / 255)
         scores = export.predict(
@@ -220,28 +227,10 @@ class Experiment:
             "export_error": float(result.max_error),
             "parameters": measure.parameters(small),
             "macs": measure.macs(small),
-            "encoded_bytes": encoded_bytes(model, recipe),
+            "encoded_bytes": encoded.bytes,
             "litert_bytes": measure.file_bytes(workdir.litert),
             "gzip_bytes": measure.gzip_bytes(workdir.litert),
         }
-
-
-def encoded_bytes(model: keras.Model, recipe: Recipe | None) -> int:
-    """Returns the bytes of all weights, those under a compressor counted by their codes."""
-    codes = {}
-    finals = recipe.final_compressors(model) if recipe is not None else {}
-    for target in find_targets(model)[0]:
-        if target.name in finals:
-            w = target.read()
-            compressor = finals[target.name].settle(w, target.axes)
-            codes[id(target.variables[0])] = compressor.encode(w, axes=target.axes).num_bits
-    # The bases of wrapped layers serve training only.
-    bases = {id(basis) for layer in compressed_layers(model) for basis in layer.bases}
-    total = 0
-    for weight in {id(weight): weight for weight in model.weights}.values():
-        plain = 0 if id(weight) in bases else 32 * math.prod(weight.shape)
-        total += codes.get(id(weight), plain)
-    return math.ceil(total / 8)
 
 
 def load_weights(model: keras.Model, path: str) -> None:
@@ -299,7 +288,7 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
         compacted = compact(model, checkpoint.codes)
     say(compacted)
     save_model(compacted.model, workdir.compact)
-    small = experiment.measure(model, compacted.model, workdir, recipe)
+    small = experiment.measure(model, compacted.model, workdir, recipe, checkpoint.codes)
     dense = json.loads(twin.report.read_text("utf-8"))
     with console.status("measuring latency"):
         latency = export.latency([twin.litert, workdir.litert], num_threads=1)

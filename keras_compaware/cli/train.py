@@ -41,7 +41,8 @@ def main() -> None:
     if values.init_from:
         config["init_from"] = values.init_from
     report = run_experiment(config, workdir, data_dir=values.data_dir, overwrite=values.overwrite)
-    program.say(f"\nwritten to {workdir}: model.keras, compact.keras, model.tflite, report.json\n")
+    files = "model.keras, compact.keras, model.tflite, codes.safetensors, report.json"
+    program.say(f"\nwritten to {workdir}: {files}\n")
     program.console.print(results_table([report]), markup=False)
 
 

@@ -39,6 +39,7 @@ class Workdir:
         self.model = self.path / "model.keras"
         self.compact = self.path / "compact.keras"
         self.litert = self.path / "model.tflite"
+        self.codes = self.path / "codes.safetensors"
         self.report = self.path / "report.json"
 
     @contextlib.contextmanager
@@ -110,7 +111,7 @@ class Workdir:
 
     def _results(self) -> tuple[pathlib.Path, ...]:
         return (
-            *(self.litert, self.compact, self.model, self.history, self.plan),
+            *(self.litert, self.codes, self.compact, self.model, self.history, self.plan),
             *(self.checkpoints, self.tensorboard),
         )
 

@@ -70,11 +70,11 @@ def compact(model, codes=None):
     """Returns a smaller model that computes the same function, in plain Keras layers.
 
     Straight-through wrappers are replaced by their layers with the compressed kernels, and the
-    regularizers, constraints and optimizer wrapper of this package are taken off; then every Dense and convolution
-    layer whose kernel has low rank becomes a `Sequential` of two layers (of three, a convolution
-    whose input and output modes have low rank: Tucker-2) under the old name, provided that this
-    saves parameters and multiply-accumulates. No recipe is needed: ranks are read off the
-    kernels. The file of the new model loads with plain `keras.models.load_model`.
+    regularizers, constraints and optimizer wrapper of this package are taken off; then every Dense
+    and convolution layer whose kernel has low rank becomes a `Sequential` of two layers (of three,
+    a convolution whose input and output modes have low rank: Tucker-2) under the old name,
+    provided that this saves parameters and multiply-accumulates. No recipe is needed: ranks are
+    read off the kernels. The file of the new model loads with plain `keras.models.load_model`.
 
     Regularizers of the kernel are not taken over to its factors. A compiled model stays compiled,
     with a fresh optimizer of the same configuration.
@@ -152,7 +152,7 @@ def _codes_by_variable(model, codes):
                 f"compact: there is no kernel '{name}', for which `codes` has a code. Kernels of "
                 f"the model '{model.name}': {', '.join(known) or 'none'}."
             )
-    return {known[name]: code for name, code in codes.items()}
+    return {known[name]: code.plain() for name, code in codes.items() if code.split is not None}
 
 
 def _factorisation(layer, inner, input_shapes, code):

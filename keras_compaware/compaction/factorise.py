@@ -1,4 +1,4 @@
-"""A layer whose kernel has low rank, as two smaller layers."""
+"""A layer whose kernel has low rank, as two or three smaller layers."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_compaware._math.axes import matricise, matrix_shape
+from keras_compaware._math.axes import matricise, matrix_shape, tensor_shape
 from keras_compaware._math.svd import svd
 from keras_compaware.base import KernelAxes
 from keras_compaware.compaction.rebuild import copy_variable
@@ -15,120 +15,214 @@ from keras_compaware.compaction.rebuild import copy_variable
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 FACTORISABLE = (keras.layers.Dense, *CONVOLUTIONS)
 
+# form -> names of its layers, first to last, each with the window axes that it takes care of
+_FORMS = {
+    "channel": {"left": slice(None), "right": slice(0, 0)},
+    "spatial": {"left": slice(0, 1), "right": slice(1, None)},
+    "tucker": {"input": slice(0, 0), "core": slice(None), "output": slice(0, 0)},
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Factorisation:
-    """Two factors that stand in for a kernel.
+    """Factors that stand in for a kernel.
 
     Args:
-        split: "channel" or "spatial".
-        rank: Rank of each of the kernel's matrices.
-        full_rank: The largest rank they could have.
-        left: Kernel of the first layer.
-        right: Kernel of the second layer.
+        form: "channel" or "spatial" (two factors), or "tucker" (three).
+        ranks: The rank of each of the kernel's matrices, or the two ranks of its unfoldings.
+        full_ranks: The largest that they could be.
+        kernels: Kernels of the layers by name, first to last.
     """
 
-    split: str
-    rank: int
-    full_rank: int
-    left: np.ndarray
-    right: np.ndarray
+    form: str
+    ranks: tuple
+    full_ranks: tuple
+    kernels: dict
+
+    def __str__(self):
+        of = [f"{rank} of {full}" for rank, full in zip(self.ranks, self.full_ranks, strict=True)]
+        return f"rank {of[0]}" if len(of) == 1 else f"ranks {' and '.join(of)}"
 
     @property
     def num_parameters(self):
-        return self.left.size + self.right.size
+        return sum(kernel.size for kernel in self.kernels.values())
 
 
 def find_factorisation(layer, kernel, input_shapes=(), code=None):
     """Returns the `Factorisation` that saves most without loss, or the reason why there is none.
 
-    The rank is the numerical one: singular values of at most max(m, n) * 2^-23 times the largest
+    The ranks are the numerical ones: singular values of at most max(m, n) * 2^-23 times the largest
     count as zero. A factorisation must save parameters and multiply-accumulates.
 
     Args:
         layer: A layer of one of the `FACTORISABLE` classes.
         kernel: Its kernel, a float32 array.
-        input_shapes: Shapes of the tensors that the layer is called on. Without padding, the first
-            of two convolutions runs at more positions than the second; how many is known from
-            these only.
-        code: The kernel's `Code` of two factors, if there is one: these factors are taken.
+        input_shapes: Shapes of the tensors that the layer is called on. With strides, or without
+            padding, the first of several convolutions runs at more positions than the last; how
+            many is known from these only.
+        code: The kernel's `Code` of factors, if there is one: these factors are taken.
     """
     axes = _kernel_axes(layer)
     if code is not None:
-        candidates = [_coded_factors(kernel, code)]
+        found = [_coded(kernel, axes, code)]
     else:
-        splits = ("channel", "spatial") if max(kernel.shape[1:-2], default=1) > 1 else ("channel",)
-        candidates = (_decomposed_factors(kernel, axes, split) for split in splits)
+        window = kernel.shape[:-2]
+        forms = ["channel"]
+        forms += ["spatial"] if max(window[1:], default=1) > 1 else []
+        forms += ["tucker"] if math.prod(window) > 1 else []
+        found = (_decomposed(kernel, axes, form) for form in forms)
     best, reasons = None, []
-    for split, left, right in candidates:
-        _, rows, columns = matrix_shape(kernel.shape, axes, split)
-        rank, full_rank = left.shape[-1], min(rows, columns)
-        if not _saves(layer, kernel, input_shapes, split, rank, left.size + right.size):
-            reasons.append(f"rank {rank} of {full_rank} ({split}) saves nothing")
-        elif best is None or left.size + right.size < best.num_parameters:
-            first, second = _layer_kernels(left, right, kernel.shape, axes, split)
-            best = Factorisation(split, rank, full_rank, first, second)
+    for candidate in found:
+        if not _saves(layer, kernel, input_shapes, candidate):
+            verb = "saves" if len(candidate.ranks) == 1 else "save"
+            reasons.append(f"{candidate} ({candidate.form}) {verb} nothing")
+        elif best is None or candidate.num_parameters < best.num_parameters:
+            best = candidate
     return best if best is not None else "; ".join(reasons)
 
 
-def _decomposed_factors(kernel, axes, split):
-    """Returns `(split, left, right)`, the singular values shared evenly between the factors."""
-    _, rows, columns = matrix_shape(kernel.shape, axes, split)
-    matrix, _ = matricise(ops.convert_to_tensor(kernel, "float32"), axes, split)
-    left, values, right = (ops.convert_to_numpy(part) for part in svd(matrix))
-    rank = _numerical_rank(values, rows, columns)
+def _decomposed(kernel, axes, form):
+    """Returns the `Factorisation` that a decomposition finds."""
+    if form == "tucker":
+        return _decomposed_by_tucker(kernel, axes)
+    matrix, _ = matricise(ops.convert_to_tensor(kernel, "float32"), axes, form)
+    left, values, right = _svd(matrix)
+    rank = _numerical_rank(values, *matrix.shape[1:])
+    # The singular values are shared evenly between the factors.
     root = np.sqrt(values[:, :rank])
-    return split, left[:, :, :rank] * root[:, None, :], right[:, :rank, :] * root[:, :, None]
+    left, right = left[:, :, :rank] * root[:, None, :], right[:, :rank, :] * root[:, :, None]
+    return _factorisation(kernel, axes, form, {"left": left, "right": right})
 
 
-def _coded_factors(kernel, code):
-    left, right = (ops.convert_to_numpy(code.parts[name]) for name in ("left", "right"))
-    _, fold = matricise(ops.convert_to_tensor(kernel, "float32"), code.axes, code.split)
-    product = ops.convert_to_numpy(fold(ops.convert_to_tensor(left @ right)))
-    if np.max(np.abs(product - kernel)) > 1e-4 * np.max(np.abs(kernel)):
+def _decomposed_by_tucker(kernel, axes):
+    stack, window, inputs, outputs = tensor_shape(kernel.shape, axes)
+    matrix, _ = matricise(ops.convert_to_tensor(kernel, "float32"), axes)
+    tensor = ops.convert_to_numpy(matrix).reshape(stack, window, inputs, outputs)
+    bases = []
+    for axis in (2, 3):
+        unfolding = np.moveaxis(tensor, axis, 1).reshape(stack, tensor.shape[axis], -1)
+        left, values, _ = _svd(unfolding)
+        bases.append(left[:, :, : _numerical_rank(values, *unfolding.shape[1:])])
+    p, q = bases
+    core = np.swapaxes(p, 1, 2)[:, None] @ tensor @ q[:, None]
+    parts = {"input": p, "core": core, "output": np.swapaxes(q, 1, 2)}
+    return _factorisation(kernel, axes, "tucker", parts)
+
+
+def _coded(kernel, axes, code):
+    """Returns the `Factorisation` by the factors of a code."""
+    parts = {
+        name: ops.convert_to_numpy(code.parts[name]).astype("float32")
+        for name in _FORMS[code.split]
+    }
+    form = code.split
+    split = "channel" if form == "tucker" else form
+    matrix, fold = matricise(ops.zeros(code.shape, "float32"), code.axes, split)
+    if form == "tucker":
+        first, core, last = parts.values()
+        product = (first[:, None] @ core @ last[:, None]).reshape(matrix.shape)
+    else:
+        product = parts["left"] @ parts["right"]
+    restored = ops.convert_to_numpy(fold(ops.convert_to_tensor(product)))
+    same = restored.shape == kernel.shape
+    if not same or np.max(np.abs(restored - kernel)) > 1e-4 * np.max(np.abs(kernel)):
         raise ValueError(
             "the kernel has changed since its code was made. Expected: the codes of the callback "
             "that ended the last training of this very model, `callback.codes`; without codes, "
             "compact() decomposes the kernels."
         )
-    return code.split, left, right
+    return _factorisation(kernel, axes, form, parts)
+
+
+def _svd(matrix):
+    return [ops.convert_to_numpy(part) for part in svd(ops.convert_to_tensor(matrix))]
+
+
+def _factorisation(kernel, axes, form, parts):
+    """Returns the `Factorisation` with stacks of factors folded into kernels of layers."""
+    if form == "tucker":
+        full_ranks = tensor_shape(kernel.shape, axes)[2:]
+        ranks = parts["core"].shape[2:]
+    else:
+        full_ranks = (min(matrix_shape(kernel.shape, axes, form)[1:]),)
+        ranks = parts["left"].shape[2:]
+        stack, _, outputs = matrix_shape(kernel.shape, axes)
+        right = parts["right"].reshape(stack, *ranks, -1, outputs)
+        parts = {**parts, "right": np.swapaxes(right, 1, 2)}  # the window before the inputs
+    kernels = {
+        name: _layer_kernel(parts[name], _window_of(kernel.shape[:-2], own))
+        for name, own in _FORMS[form].items()
+    }
+    return Factorisation(form, tuple(ranks), tuple(full_ranks), kernels)
+
+
+def _layer_kernel(part, window):
+    """Folds a stack of factors (blocks, ..., outputs) into a kernel (window..., inputs, outputs).
+
+    The inputs of a factor are those of one block; the outputs of all blocks lie side by side.
+    """
+    blocks, *_, outputs = part.shape
+    folded = part.reshape(blocks, *window, -1, outputs)
+    return np.moveaxis(folded, 0, -2).reshape(*window, -1, blocks * outputs)
+
+
+def _window_of(values, own):
+    """Values of the window axes that a layer takes care of, and ones for the others."""
+    mine = range(len(values))[own]
+    return tuple(value if axis in mine else 1 for axis, value in enumerate(values))
 
 
 def factorised_layer(layer, found, config):
-    """Returns `(Sequential of two plain layers, function that fills its variables)`.
+    """Returns `(Sequential of plain layers, function that fills its variables)`.
 
-    Strides and dilation go with the window axes, bias and activation into the second layer.
+    Strides and dilation go with the window axes, bias and activation into the last layer.
 
     Args:
         layer: The layer that is replaced.
         found: Its `Factorisation`.
         config: Its configuration, already stripped.
     """
-    if isinstance(layer, keras.layers.Dense):
-        first, second = {"units": found.rank}, {"units": layer.units}
-    else:
-        first, second = _convolution_configs(layer, found)
-    kind = type(layer)
-    shared = {**config, "kernel_regularizer": None, "kernel_constraint": None}
+    config = {**config, "kernel_regularizer": None, "kernel_constraint": None}
     plain = {"use_bias": False, "activation": "linear", "bias_regularizer": None}
     plain |= {"activity_regularizer": None, "bias_constraint": None}
-    sequence = keras.Sequential(
-        [
-            kind.from_config({**shared, **plain, **first, "name": f"{layer.name}_left"}),
-            kind.from_config({**shared, **second, "name": f"{layer.name}_right"}),
-        ],
-        name=layer.name,
-        trainable=layer.trainable,
-    )
+    names = list(found.kernels)
+    layers = [
+        type(layer).from_config(
+            {
+                **config,
+                **(plain if name != names[-1] else {}),
+                **_size_config(layer, found, name),
+                "name": f"{layer.name}_{name}",
+            }
+        )
+        for name in names
+    ]
+    sequence = keras.Sequential(layers, name=layer.name, trainable=layer.trainable)
 
     def fill(built):
-        left, right = built.layers
-        left.kernel.assign(found.left)
-        right.kernel.assign(found.right)
+        for inner, kernel in zip(built.layers, found.kernels.values(), strict=True):
+            inner.kernel.assign(kernel)
         if layer.use_bias:
-            copy_variable(layer.bias, right.bias)
+            copy_variable(layer.bias, built.layers[-1].bias)
 
     return sequence, fill
+
+
+def _size_config(layer, found, name):
+    """Units, or filters with what belongs to the window axes that the layer takes care of."""
+    *_, outputs = found.kernels[name].shape
+    if isinstance(layer, keras.layers.Dense):
+        return {"units": outputs}
+    own = _FORMS[found.form][name]
+    of_window = {
+        "kernel_size": layer.kernel_size,
+        "strides": layer.strides,
+        "dilation_rate": layer.dilation_rate,
+    }
+    return {
+        "filters": outputs,
+        **{key: _window_of(_each(layer, value), own) for key, value in of_window.items()},
+    }
 
 
 def _kernel_axes(layer):
@@ -145,73 +239,36 @@ def _numerical_rank(values, rows, columns):
     return max(1, int(above.sum(axis=-1).max()))
 
 
-def _saves(layer, kernel, input_shapes, split, rank, parameters):
-    if parameters >= kernel.size:
+def _saves(layer, kernel, input_shapes, found):
+    if found.num_parameters >= kernel.size:
         return False
-    if split == "channel":
-        return True  # both layers run at the positions of the output: the same ratio
-    # Between the two layers only the first window axis has been reduced.
-    window, (inputs, outputs) = kernel.shape[:-2], kernel.shape[-2:]
-    first = window[0] * inputs * rank * layer.groups
-    second = math.prod(window[1:]) * rank * outputs
-    known = [ratio for shape in input_shapes for ratio in [_widening(layer, shape)] if ratio]
-    return first * max(known, default=_strided_widening(layer)) + second < kernel.size
+    if isinstance(layer, keras.layers.Dense):
+        return True  # all layers run at the same positions: the same ratio
+    # Per position of the output, before the window has been applied along an axis and afterwards.
+    for positions in [_positions(layer, shape) for shape in input_shapes] or [_strides(layer)]:
+        macs, pending = 0.0, np.array(positions, "float64")
+        for name, part in found.kernels.items():
+            pending[_FORMS[found.form][name]] = 1.0
+            macs += part.size * np.prod(pending)
+        if macs >= kernel.size:
+            return False
+    return True
+
+
+def _positions(layer, input_shape):
+    """Positions of the input for each one of the output, along the axes of the window."""
+    first = 1 if layer.data_format == "channels_last" else 2
+    inputs = input_shape[first : first + layer.rank]
+    outputs = layer.compute_output_shape(input_shape)[first : first + layer.rank]
+    return [
+        stride if None in (before, after) else before / after
+        for before, after, stride in zip(inputs, outputs, _strides(layer), strict=True)
+    ]
 
 
 def _strides(layer):
-    return [layer.strides] * layer.rank if isinstance(layer.strides, int) else layer.strides
+    return _each(layer, layer.strides)
 
 
-def _strided_widening(layer):
-    return math.prod(_strides(layer)[1:])
-
-
-def _widening(layer, input_shape):
-    """Positions between the two layers over positions of the output, or None if not known."""
-    first = 1 if layer.data_format == "channels_last" else 2
-    inputs = input_shape[first + 1 : first + layer.rank]
-    outputs = layer.compute_output_shape(input_shape)[first + 1 : first + layer.rank]
-    if None in inputs or None in outputs:
-        return None
-    return math.prod(inputs) / math.prod(outputs)
-
-
-def _layer_kernels(left, right, shape, axes, split):
-    """Folds factors (stack, rows, r) and (stack, r, columns) into kernels of two layers."""
-    stack, _, rank = left.shape
-    if not axes.spatial:
-        return left[0], right[0]
-    window, inputs = shape[:-2], shape[-2]
-    inner = window if split == "channel" else (window[0],) + (1,) * (len(window) - 1)
-    outer = (1,) * len(window) if split == "channel" else (1, *window[1:])
-    first = np.moveaxis(left, 0, 1).reshape(*inner, inputs, stack * rank)
-    second = right.reshape(stack, rank, math.prod(outer), -1)
-    second = second.transpose(2, 1, 0, 3).reshape(*outer, rank, shape[-1])
-    return first, second
-
-
-def _convolution_configs(layer, found):
-    ones = (1,) * layer.rank
-    strides, dilation = (
-        tuple(value) if isinstance(value, (tuple, list)) else (value,) * layer.rank
-        for value in (layer.strides, layer.dilation_rate)
-    )
-    filters = {"filters": found.rank * layer.groups}
-    if found.split == "channel":
-        first = {
-            "kernel_size": tuple(layer.kernel_size),
-            "strides": strides,
-            "dilation_rate": dilation,
-        }
-        second = {"kernel_size": ones, "strides": ones, "dilation_rate": ones}
-    else:
-        window = tuple(layer.kernel_size)
-        first, second = {}, {}
-        for name, values in (
-            ("kernel_size", window),
-            ("strides", strides),
-            ("dilation_rate", dilation),
-        ):
-            first[name] = (values[0], *ones[1:])
-            second[name] = (1, *values[1:])
-    return {**first, **filters}, second
+def _each(layer, value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * layer.rank

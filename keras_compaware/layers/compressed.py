@@ -222,7 +222,7 @@ def _refuse_unsuitable(compressor):
                 f"training step, and has no basis unless it comes first. Received: {compressor}. "
                 "Put it first in the Chain, or compress by Every(...)."
             )
-    if first.needs_decomposition and first.budget is None:
+    if first.settles:
         raise ValueError(
             f"Compressed: {first} takes its rank from the kernel's values, so that it would change "
             "from one refreshment to the next. Give a rank or a ratio, or compress by Every(...), "

@@ -6,7 +6,7 @@ import math
 from keras import ops
 
 from keras_compaware._math import shrinkage, views
-from keras_compaware._math.axes import split_roles
+from keras_compaware._math.axes import unit_layout
 from keras_compaware.base import (
     ProximalRegularizer,
     as_kernel,
@@ -73,9 +73,7 @@ class GroupLasso(ProximalRegularizer):
 
     def _layout(self, shape, axes):
         """Shape with the blocks of a grouped kernel apart, and the axes that run over units."""
-        shape, batch, rows, columns = split_roles(tuple(shape), axes, "channel")
-        role = rows[len(axes.spatial) :] if self.axis == "inputs" else columns
-        return shape, tuple(sorted((*batch, *role)))
+        return unit_layout(shape, axes, self.axis)
 
     def _groups(self, w, axes):
         shape, index_axes = self._layout(w.shape, axes)

@@ -22,7 +22,6 @@ from keras_compaware.layers.compressed import compressed_layers
 from keras_compaware.training.firing import (
     overwrite,
     overwrite_by_code,
-    overwrite_from,
     shrink_towards,
     sparsity_of,
 )
@@ -101,9 +100,9 @@ class CompressionCallback(keras.callbacks.Callback):
 
     Attributes:
         firings: List of `Firing`s so far.
-        codes: At the end of training: by target name the two factors of kernels that several
-            compressors made (low rank, then quantized). A decomposition of the kernel would not
-            find these again; `compact(model, codes)` takes them.
+        codes: At the end of training: by target name the codes that encoding the kernel anew would
+            not find again (factors that were quantized). `compact(model, codes)` and
+            `export.save_codes` take them.
 
     Raises:
         ValueError: When training begins, if the targets do not belong to the model, or other
@@ -361,8 +360,8 @@ class CompressionCallback(keras.callbacks.Callback):
     def _overwrite(self, key, target, subject, step):
         if not getattr(subject, "warm_starts", False):
             return overwrite(target, subject, step=step)
-        change, arrays = overwrite_from(target, subject, self._previous.get(key), step)
-        self._previous[key] = arrays
+        previous = self._previous.get(key)
+        change, self._previous[key] = overwrite_by_code(target, subject, previous, step)
         return change
 
     def _shrink(self, job, step):
@@ -408,12 +407,11 @@ class CompressionCallback(keras.callbacks.Callback):
             self._settle(key, target, compressor)
             for key, (_, compressor) in zip(keys, compressors, strict=True)
         ]
-        if len(members) == 1:
-            return self._overwrite(keys[0], target, members[0], step)
-        chain = Chain(members)
-        change, code = overwrite_by_code(target, chain, step)
-        if code.split is not None:
-            self.codes[target.name] = chain.first_code(code)
+        compressor = members[0] if len(members) == 1 else Chain(members)
+        if compressor.repeats:
+            return self._overwrite(keys[0], target, compressor, step)
+        previous = self._previous.get(keys[0]) if len(members) == 1 else None
+        change, self.codes[target.name] = overwrite_by_code(target, compressor, previous, step)
         return change
 
     def _refuse_callbacks_that_undo(self, callbacks):

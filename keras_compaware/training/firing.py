@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_compaware._math.backend import compiled, float32_products
+from keras_compaware._math.backend import compiled
 from keras_compaware.base import Compressor, Perturbation
 
 
@@ -41,32 +41,20 @@ def overwrite(target, constraint, budget=None, step=0):
     return _write(target, step, *function(*arguments))
 
 
-def overwrite_from(target, compressor, previous, step=0):
-    """Overwrites a target by its code, fitted from where an earlier fit has ended.
+def overwrite_by_code(target, compressor, previous=None, step=0):
+    """Overwrites a target by its decoded code; returns `(change, code)`.
 
     Args:
         target: The target.
-        compressor: A compressor that warm-starts.
-        previous: What the last call has returned besides, or None.
+        compressor: A compressor.
+        previous: The code of an earlier call, from which an iterative fit starts, or None.
         step: Optimizer step, for messages.
-
-    Returns:
-        `(change, arrays of the code)`.
     """
     shape, dtype = target.shape, str(target.variables[0].dtype)
-    cold, warm = _encoding(compressor, target.axes, shape, dtype)
+    layout, cold, warm = _encoding(compressor, target.axes, shape, dtype)
     w = target.read()
-    after, measured, arrays = cold(w) if previous is None else warm(w, previous)
-    return _write(target, step, after, measured), arrays
-
-
-def overwrite_by_code(target, compressor, step=0):
-    """Overwrites a target by its decoded code; returns `(change, code)`."""
-    before = ops.stop_gradient(target.read())
-    with float32_products():
-        code = compressor.encode(before, axes=target.axes)
-        after, measured = _measured(before, compressor.decode(code))
-    return _write(target, step, after, measured), code
+    after, measured, arrays = cold(w) if previous is None else warm(w, previous.arrays())
+    return _write(target, step, after, measured), layout[0].with_arrays(arrays)
 
 
 def shrink_towards(target, regularizer, step_size, budget=None, step=0):
@@ -121,7 +109,7 @@ def _constrained(constraint, axes, with_budget):
 
 @functools.lru_cache(maxsize=256)
 def _encoding(compressor, axes, shape, dtype):
-    """Two compiled functions, without and with the arrays of a previous code."""
+    """A list for the layout of the code, and functions without and with a previous one."""
     del shape, dtype  # the layout of a code depends on them
     layout = []
 
@@ -131,8 +119,10 @@ def _encoding(compressor, axes, shape, dtype):
         layout[:] = [code.with_arrays(keras.tree.map_structure(lambda _: None, arrays))]
         return *_measured(w, compressor.decode(code)), arrays
 
-    cold = compiled(encoded)
-    return cold, compiled(lambda w, arrays: encoded(w, layout[0].with_arrays(arrays)))
+    def encoded_from(w, arrays):
+        return encoded(w, layout[0].with_arrays(arrays))
+
+    return layout, compiled(encoded), compiled(encoded_from)
 
 
 @functools.lru_cache(maxsize=256)

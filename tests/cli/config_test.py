@@ -169,6 +169,7 @@ def test_rules_become_actions():
             "compressor": "MagnitudePruning",
             "sparsity": 0.9,
             "ramp": {"initial": 0.1, "begin": "2 epochs", "end": "40%"},
+            "hold": True,
         },
         shrink={
             "where": "dense1",
@@ -183,16 +184,22 @@ def test_rules_become_actions():
             "regularizer": "GroupLasso",
             "strength": 0.1,
         },
-        wrapped={"action": "StraightThrough", "compressor": "LowRank", "rank": 3, "every": 7},
+        wrapped={
+            "action": "StraightThrough",
+            "compressor": "LowRank",
+            "rank": 3,
+            "every": 7,
+            "alpha": {"initial": 1.0, "end": "50%", "power": 1},
+        },
     )
     ramp = Ramp(initial=0.1, begin=20, end=80)
     assert found == Recipe(
         [
             Rule("head", Skip("small")),
-            Rule("conv", Every(10, MagnitudePruning(0.9), begin=20, end=100, ramp=ramp)),
+            Rule("conv", Every(10, MagnitudePruning(0.9), begin=20, end=100, ramp=ramp, hold=True)),
             Rule("dense1", Proximal(GroupLasso(0.1)), AtEnd(UniformQuantization(8))),
             Rule("dense2", Penalty(GroupLasso(0.1))),
-            Rule(None, StraightThrough(LowRank(rank=3), every=7)),
+            Rule(None, StraightThrough(LowRank(rank=3), 7, Ramp(1.0, end=100, power=1))),
         ]
     )
 
@@ -211,7 +218,7 @@ RULE = {"every": 5, "compressor": "LowRank", "rank": 4}
         ({**RULE, "compressor": ["LowRank"]}, "config.rules.a.compressor: unknown compressor"),
         ({**RULE, "action": "Evry"}, "action: unknown action 'Evry'. Did you mean 'Every'?"),
         ({**RULE, "rnak": 3}, "argument of LowRank 'config.rules.a.rnak'. Did you mean"),
-        ({"every": 5, "rank": 4}, "config.rules.a.compressor is missing. Known: LowRank,"),
+        ({"every": 5, "rank": 4}, "config.rules.a.compressor is missing. Known: Binary"),
         ({"compressor": "LowRank", "rank": 4}, "config.rules.a.every is missing: the action Every"),
         ({"every": 5, "compressor": "MagnitudePruning"}, "config.rules.a.sparsity is missing"),
         ({**RULE, "ratio": 0.5}, "config.rules.a: LowRank: give exactly one of"),
@@ -221,7 +228,9 @@ RULE = {"every": 5, "compressor": "LowRank", "rank": 4}
         ({**RULE, "where": 3}, "config.rules.a.where must be a regular expression, or None"),
         ({**RULE, "where": "(dense"}, "config.rules.a: "),
         ({**RULE, "ramp": "cubic"}, "config.rules.a.ramp must be a dictionary. Received: 'cubic'"),
-        ({**RULE, "ramp": {"initial": 0.1}}, "config.rules.a.ramp.end is missing: Ramp needs it"),
+        ({**RULE, "ramp": {"initial": 0.1}}, "does not know when the final value is reached"),
+        ({**RULE, "ramp": {"end": 9}}, "config.rules.a.ramp.initial is missing: Ramp needs it"),
+        ({**RULE, "hold": True}, "keeps the zeros of a compressor that selects entries"),
         ({**RULE, "ramp": {"inital": 0.1}}, "Did you mean 'config.rules.a.ramp.initial'?"),
         ({**RULE, "at_end": "UniformQuantization"}, "config.rules.a.at_end must be a dictionary"),
         ({**RULE, "at_end": {}}, "config.rules.a.at_end.compressor is missing"),

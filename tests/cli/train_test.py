@@ -42,6 +42,7 @@ def test_the_files_of_a_run(finished):
     names = {path.name for path in finished.path.iterdir()} - {".lock", "tensorboard"}
     assert names == {
         "checkpoints",
+        "codes.safetensors",
         "compact.keras",
         "config.json",
         "history.csv",
@@ -119,8 +120,9 @@ def test_the_numbers_of_this_network(finished):
     assert dense["macs"] == 64 * 32 + 32 * 16 + 16 * 10
     assert compact["macs"] == 4 * (64 + 32) + 4 * (32 + 16) + 16 * 10
     assert compact["parameters"] == compact["macs"] + 32 + 16 + 10
-    assert compact["encoded_bytes"] == 4 * compact["parameters"]
-    assert dense["encoded_bytes"] == 4 * dense["parameters"]
+    # Four bytes of each and a header of less than 2 KB.
+    for row in (compact, dense):
+        assert 0 < row["encoded_bytes"] - 4 * row["parameters"] < 2048
     assert finished.report["steps_per_epoch"] == 13
     assert [(row["name"], row["after"]) for row in compact["layers"]] == [
         ("dense1", 4 * (64 + 32) + 32),
@@ -135,6 +137,21 @@ def test_the_trained_model_is_compressed_and_goes_on_training(finished, test_spl
         kernel = keras.ops.convert_to_numpy(model.get_layer(name).kernel)
         assert np.linalg.matrix_rank(kernel, tol=1e-4 * np.linalg.norm(kernel, 2)) == 4
     model.fit(data.batches(test_split, 64), shuffle=False, verbose=0)
+
+
+def test_the_archive_holds_the_trained_weights(finished):
+    path = finished.path / "codes.safetensors"
+    model = keras.models.load_model(finished.path / "model.keras")
+    expected = model.get_weights()
+    model.set_weights([np.zeros_like(w) for w in expected])
+    saved = export.load_codes(path, model)
+    assert set(saved.codes) == {"dense1/kernel", "dense2/kernel"}
+    for before, after in zip(expected, model.get_weights(), strict=True):
+        np.testing.assert_allclose(after, before, rtol=0, atol=1e-5)
+    assert finished.report["compact"]["encoded_bytes"] == path.stat().st_size
+    twin = f"{twin_of(finished)}/codes.safetensors"
+    assert export.load_codes(twin).codes == {}
+    assert finished.report["dense"]["encoded_bytes"] == measure.file_bytes(twin)
 
 
 def test_what_is_printed(finished):
@@ -198,29 +215,31 @@ def test_the_dense_twin_is_trained_once(programs, finished, config, tmp_path, mo
     assert twin_of(finished) not in map(str, twins)
 
 
+@pytest.mark.parametrize(("lost", "seed"), [("litert", 7), ("codes", 8)])
 def test_an_unfinished_twin_is_not_taken_for_a_finished_one(
-    programs, config, tmp_path, monkeypatch
+    programs, config, tmp_path, monkeypatch, lost, seed
 ):
-    """A twin's folder whose LiteRT file was lost is trained again, not handed out."""
-    overrides = ("--config.epochs=1", "--config.seed=7")  # a twin that no other test has
+    """A twin's folder whose LiteRT file or archive was lost is trained again, not handed out."""
+    overrides = ("--config.epochs=1", f"--config.seed={seed}")  # a twin that no other test has
     arguments = (f"--config={config}", *overrides, f"--workdir={tmp_path / 'run'}")
     twins = []
     measure_twin = experiment.Experiment.measure
 
-    def stop_after_twin(self, model, small, workdir, recipe):
+    def stop_after_twin(self, model, small, workdir, recipe, *codes):
         if recipe is not None:
             raise KeyboardInterrupt
         twins.append(workdir)
-        return measure_twin(self, model, small, workdir, recipe)
+        return measure_twin(self, model, small, workdir, recipe, *codes)
 
     monkeypatch.setattr(experiment.Experiment, "measure", stop_after_twin)
     assert programs("train", *arguments).status == 130
-    twins[0].litert.unlink()
+    file = getattr(twins[0], lost)
+    file.unlink()
     outcome = programs("train", *arguments)
     assert outcome.status == 130, str(outcome)
     assert "dense twin: training" in outcome.out
     assert len(twins) == 2
-    assert twins[0].litert.exists()
+    assert file.exists()
 
 
 # What a run starts from
@@ -286,7 +305,7 @@ def test_a_function_as_model_with_every_kind_of_rule(programs, write_config, tmp
     assert [firing["step"] for firing in report["compact"]["firings"]] == [13, 26, 26]
     assert report["plan"][0]["actions"] == [
         "Every(every=13, constraint=MagnitudePruning(sparsity=0.75), begin=0, end=None, "
-        "ramp=Ramp(initial=0.5, begin=0, end=26, shape='polynomial', power=3.0))",
+        "ramp=Ramp(initial=0.5, begin=None, end=26, shape='polynomial', power=3.0), hold=False)",
         "AtEnd(compressor=UniformQuantization(bits=8, axis=None))",
     ]
     assert report["plan"][1]["reason"] == "small"

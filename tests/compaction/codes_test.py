@@ -10,6 +10,7 @@ from keras_compaware import (
     LowRank,
     Recipe,
     Rule,
+    Tucker2,
     UniformQuantization,
     compact,
 )
@@ -18,6 +19,10 @@ from keras_compaware import (
 @pytest.fixture
 def trained():
     """A model of 4-bit factors of rank 2, and the codes that its callback leaves."""
+    return train(Rule(None, Every(2, LowRank(rank=2)), AtEnd(UniformQuantization(4))))
+
+
+def train(*rules):
     model = keras.Sequential(
         [
             keras.Input((6, 6, 2)),
@@ -28,8 +33,7 @@ def trained():
         ]
     )
     model.compile("sgd", "mse")
-    rule = Rule(None, Every(2, LowRank(rank=2)), AtEnd(UniformQuantization(4)))
-    callback = Recipe([rule]).callbacks(model)[0]
+    callback = Recipe(rules).callbacks(model)[0]
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 6, 6, 2)).astype("float32"), rng.normal(size=(12, 2))
     model.fit(x, y, batch_size=4, callbacks=[callback], verbose=0)
@@ -50,6 +54,25 @@ def test_the_factors_of_the_codes_are_taken(trained):
         assert max(levels(left), levels(right)) <= 15
     # Found again by a decomposition, the factors would lie on no grid.
     assert levels(compact(model).model.get_layer("dense").layers[0]) > 15
+
+
+def test_three_factors_are_taken_and_tiles_are_left_as_they_are():
+    quantized = AtEnd(UniformQuantization(4))
+    model, codes = train(
+        Rule("conv", Every(2, Tucker2(ranks=(1, 3))), quantized),
+        Rule("dense", Every(2, LowRank(rank=1, tile=8)), quantized),  # no layers express these
+    )
+    assert {name: code.split for name, code in codes.items()} == {
+        "conv/kernel": "tucker",
+        "dense/kernel": None,
+    }
+    result = compact(model, codes)
+    assert result.max_error < 1e-5
+    assert "ranks 1 of 2 and 3 of 12, Tucker-2" in result.rows[0].note
+    factors = result.model.get_layer("conv").layers
+    assert [layer.name for layer in factors] == ["conv_input", "conv_core", "conv_output"]
+    assert max(map(levels, factors)) <= 15
+    assert result.rows[1].note.startswith("as it is")
 
 
 def test_a_code_of_another_kernel_is_refused(trained):

@@ -10,6 +10,7 @@ from keras_compaware import (
     GroupLasso,
     LowRank,
     MagnitudePruning,
+    Tucker2,
     UniformQuantization,
     compact,
     find_targets,
@@ -117,6 +118,69 @@ def test_every_kind_of_layer(make, shape, split):
     assert macs(result.model) < macs(model)
 
 
+def lower_ranks(model, *ranks):
+    """Gives the kernel low ranks of its input and output modes, the bias random numbers."""
+    (target,), _ = find_targets(model)
+    target.write(Tucker2(ranks=ranks)(target.read(), axes=target.axes))
+    if target.layer.use_bias:
+        target.layer.bias.assign(data(target.layer.bias.shape, 1)[0])
+    return model
+
+
+@pytest.mark.parametrize(
+    "name", ["conv 1d causal, dilated", "conv 2d valid, strides", "conv 2d groups", "conv 3d"]
+)
+def test_low_ranks_of_inputs_and_outputs_make_three_layers(name):
+    make, shape, _ = CASES[name]
+    model = lower_ranks(single(make(), shape), 2, 3)
+    result = compact(model)
+    (row,) = result.rows
+    layer = model.layers[0]
+    blocks = layer.groups
+    assert row.note == (
+        f"ranks 2 of {shape[-1] // blocks} and 3 of {layer.filters // blocks}, Tucker-2"
+    )
+    check_equal(model, result.model, shape)
+    (sequence,) = result.model.layers
+    assert sequence.name == "a"
+    first, core, last = sequence.layers
+    assert [inner.name for inner in sequence.layers] == ["a_input", "a_core", "a_output"]
+    assert {type(inner) for inner in sequence.layers} == {type(layer)}
+    assert [inner.filters for inner in sequence.layers] == [
+        2 * blocks, 3 * blocks, layer.filters
+    ]  # fmt: skip
+    for attribute in ("kernel_size", "strides", "dilation_rate"):
+        assert getattr(core, attribute) == getattr(layer, attribute)
+        assert set(getattr(first, attribute)) | set(getattr(last, attribute)) == {1}
+    assert [inner.use_bias for inner in sequence.layers] == [False, False, True]
+    assert last.activation is layer.activation
+    assert row.after == parameters(result.model) < parameters(model)
+    assert macs(result.model) < macs(model)
+
+
+@pytest.mark.parametrize("size", [9, None], ids=["known size", "any size"])
+def test_three_layers_that_compute_more_are_left_out(size):
+    """With strides of 3 the first layer runs at nine positions for each one of the output."""
+
+    def network(*ranks):
+        layer = keras.layers.Conv2D(12, 3, strides=3, padding="same", use_bias=False, name="a")
+        return lower_ranks(single(layer, (size, size, 12)), *ranks)
+
+    # 9 * 12 * 6 + 9 * 6 * 6 + 6 * 12 = 1044 of 9 * 12 * 12 = 1296
+    assert "Tucker-2" in compact(network(6, 6)).rows[0].note
+    # 9 * 12 * 8 + 9 * 8 * 6 + 6 * 12 = 1368, although it would save parameters
+    assert "channel split" in compact(network(8, 6)).rows[0].note
+
+
+def test_full_ranks_are_told():
+    model = single(keras.layers.Conv2D(4, 3, name="a"), (6, 6, 4))
+    (row,) = compact(model).rows
+    assert row.note == (
+        "as it is: rank 4 of 4 (channel) saves nothing; rank 12 of 12 (spatial) saves nothing; "
+        "ranks 4 of 4 and 4 of 4 (tucker) save nothing"
+    )
+
+
 def test_channels_first():
     if BACKEND == "tensorflow":
         pytest.skip("TensorFlow has no channels_first convolution on the CPU")
@@ -126,6 +190,10 @@ def test_channels_first():
         result = compact(model)
         assert split in result.rows[0].note
         check_equal(model, result.model, (8, 7, 9))
+    layer.kernel.assign(data(layer.kernel.shape, 1)[0])
+    result = compact(lower_ranks(model, 2, 3))
+    assert "ranks 2 of 8 and 3 of 12, Tucker-2" in result.rows[0].note
+    check_equal(model, result.model, (8, 7, 9))
 
 
 def test_full_rank_is_left_as_it_is():

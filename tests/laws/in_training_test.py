@@ -16,7 +16,7 @@ DECOMPOSING = [case for case in COMPRESSORS if case.compressor.needs_decompositi
 
 
 def test_they_are_constraints_of_a_compiled_fit():
-    """One layer for each; after `fit` every kernel is a fixed point of its own constraint."""
+    """One layer for each; after `fit` a kernel is a fixed point of an idempotent one."""
     inputs = keras.Input((8,))
     outputs = [
         keras.layers.Dense(6, kernel_constraint=case.compressor, name=f"layer{number}")(inputs)
@@ -33,10 +33,10 @@ def test_they_are_constraints_of_a_compiled_fit():
     for number, case in enumerate(SIMPLE):
         w = array(model.get_layer(f"layer{number}").kernel)
         assert np.any(w != before[number])
-        with eagerly():
-            again = array(case.compressor(w))
-        limit = 0 if case.exact else 1e-6
-        np.testing.assert_allclose(again, w, rtol=0, atol=limit, err_msg=case.name)
+        if case.idempotent:
+            again = array(compiled_map(case.compressor, axes_by_rank(2))(ops.convert_to_tensor(w)))
+            limit = 0 if case.exact else 1e-6
+            np.testing.assert_allclose(again, w, rtol=0, atol=limit, err_msg=case.name)
         if isinstance(case.compressor, MagnitudePruning):
             assert np.sum(w != 0) == case.compressor.num_kept(w.shape)
 

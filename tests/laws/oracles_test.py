@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from keras_compaware import Chain, LowRank, MagnitudePruning, UniformQuantization
+from keras_compaware import (
+    BinaryCodeQuantization,
+    TernaryQuantization,
+    WeightClustering,
+)
+    Chain,
+    GroupPruning,
+    LowRank,
+    MagnitudePruning,
+    NMPruning,
+    Tucker2,
+    UniformQuantization,
+)
 from keras_compaware.base import KernelAxes, axes_by_rank
 from tests.laws.helpers import array, eagerly, norm
 
@@ -65,6 +77,115 @@ def test_the_code_of_pruning_stores_k_values_of_a_kernel_full_of_zeros():
     code = MagnitudePruning(0.5).encode(w)
     assert int(np.sum(array(code.parts["mask"]))) == 10
     assert code.num_bits == 20 + 10 * 32
+
+
+@pytest.mark.parametrize(
+    ("keep", "block", "removed"),
+    # From the densities of order statistics; the first is (1 - 2 / pi) / 2.
+    [(1, 2, 0.1817), (2, 4, 0.1324)],
+)
+def test_energy_that_blocks_remove_from_gaussian_weights(gaussian, keep, block, removed):
+    result = array(NMPruning(keep=keep, block=block)(gaussian.reshape(-1, 1)))
+    assert np.all(np.sum(result.reshape(-1, block) != 0, axis=1) == keep)
+    energy = np.sum((result[:, 0] - gaussian) ** 2) / np.sum(gaussian**2)
+    assert energy == pytest.approx(removed, abs=0.002)
+
+
+def test_blocks_run_over_the_inputs_of_one_output():
+    w = np.zeros((2, 1, 2, 2), "float32")
+    w[..., 0] = np.array([4, 3, 2, 1], "float32").reshape(2, 1, 2)
+    w[..., 1] = np.array([1, -2, 3, -4], "float32").reshape(2, 1, 2)
+    result = array(NMPruning(keep=2, block=4)(w))
+    np.testing.assert_array_equal(result[..., 0].ravel(), [4, 3, 0, 0])
+    np.testing.assert_array_equal(result[..., 1].ravel(), [0, 0, 3, -4])
+
+
+def test_the_code_of_blocks_is_filled_up_at_the_end():
+    w = np.array([[1.0, 0.0, -3.0, 2.0, 5.0]], "float32").T
+    compressor = NMPruning(keep=2, block=4)
+    code = compressor.encode(w)
+    values, positions = (array(code.parts[name]).ravel() for name in ("values", "positions"))
+    np.testing.assert_array_equal(values, [-3, 2, 5, 0])
+    np.testing.assert_array_equal(positions, [2, 3, 0, 1])
+    assert code.num_bits == 4 * (32 + 2)
+    assert code.payload["values"].batch(4) == (0,)
+    np.testing.assert_array_equal(array(compressor.decode(code)).ravel(), [0, 0, -3, 2, 5])
+
+
+@pytest.mark.parametrize(
+    ("compressor", "stays"),
+    [
+        (GroupPruning(0.5), [[0, 0, 0], [0, 0, 0], [1, 1, 1], [1, 1, 1]]),
+        (GroupPruning(0.34, axis="outputs"), [[1, 0, 1]] * 4),
+        (GroupPruning(0.75, block=(2, 2)), [[0, 0, 0], [0, 0, 0], [1, 1, 0], [1, 1, 0]]),
+        (GroupPruning(0.99, block=(3, 9)), [[1, 1, 1]] * 3 + [[0, 0, 0]]),
+    ],
+)
+def test_groups_by_hand(compressor, stays):
+    w = np.array([[1, 1, 2], [3, 1, 2], [4, 2, 5], [4, 1, 1]], "float32")
+    np.testing.assert_array_equal(array(compressor(w)), w * stays)
+
+
+def test_half_the_groups_of_a_matrix_of_ones_are_the_first():
+    w = np.ones((4, 6), "float32")
+    np.testing.assert_array_equal(array(GroupPruning(0.5)(w)).sum(axis=1), [6, 6, 0, 0])
+    np.testing.assert_array_equal(array(GroupPruning(0.9, axis="outputs")(w)).sum(0), [4] + [0] * 5)
+
+
+def test_the_stored_groups_keep_the_roles_of_their_axes():
+    """3 bits for each output of the kept groups are 3 bits for each output that is left."""
+    axes = KernelAxes((2,), (3,), (0, 1))
+    w = np.random.default_rng(0).normal(size=(3, 3, 8, 6)).astype("float32")
+    w *= np.geomspace(1e-2, 1e2, 6).astype("float32")
+    outputs = GroupPruning(0.5, axis="outputs").encode(w, axes=axes)
+    assert outputs.parts["values"].shape == (3, 3, 3, 8)
+    assert outputs.payload["values"] == KernelAxes((3,), (0,), (1, 2))
+    inputs = GroupPruning(0.5, axis="inputs").encode(w, axes=axes)
+    assert inputs.parts["values"].shape == (4, 3, 3, 6)
+    assert inputs.payload["values"] == KernelAxes((0,), (3,), (1, 2))
+    pruned = array(GroupPruning(0.5)(w))
+    chain = Chain([GroupPruning(0.5), UniformQuantization(3, axis="outputs")])
+    result = array(chain(w))
+    for output in range(6):
+        alone = array(UniformQuantization(3)(pruned[..., output]))
+        np.testing.assert_allclose(result[..., output], alone, rtol=1e-5, atol=1e-9)
+
+
+def test_pruning_that_removes_nothing_is_told():
+    assert "of blocks of 4 weights all are kept (its matrix has 3 rows)" in (
+        NMPruning(keep=4, block=8).reason_to_skip((3, 5), PLAIN)
+    )
+    assert NMPruning(keep=2, block=4).reason_to_skip((3, 5), PLAIN) is None
+    assert GroupPruning(0.1).reason_to_skip((3, 5), PLAIN) == (
+        "a sparsity of 0.1 removes none of its groups (3)"
+    )
+    assert GroupPruning(0.5).reason_to_skip((3, 5), PLAIN) is None
+    tiles = GroupPruning(0.5, block=(2, 2))
+    assert (tiles.num_groups((3, 5), PLAIN), tiles.num_kept((3, 5), PLAIN)) == (6, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: NMPruning(keep=4, block=4), ValueError, "`keep` must be below `block`"),
+        (lambda: NMPruning(keep=0, block=4), ValueError, "`keep` must be at least 1"),
+        (lambda: NMPruning(2, 4), TypeError, "positional"),
+        (lambda: GroupPruning(1.0), ValueError, "GroupPruning: `sparsity` must be below 1"),
+        (lambda: GroupPruning(0.5, axis="rows"), ValueError, "`axis` must be one of"),
+        (lambda: GroupPruning(0.5, "inputs", (2, 2)), ValueError, "`axis`.*or `block`.*not both"),
+        (lambda: GroupPruning(0.5, block=4), TypeError, "`block` must be a pair"),
+        (lambda: GroupPruning(0.5, block=(0, 4)), ValueError, "`block` must be at least 1"),
+        (lambda: LowRank(rank=1, tile=1), ValueError, "`tile` must be at least 2"),
+        (lambda: Tucker2(), ValueError, "exactly one of `ranks` and `ratio`"),
+        (lambda: Tucker2(ranks=(2, 2), ratio=0.5), ValueError, "exactly one of"),
+        (lambda: Tucker2(ranks=3), TypeError, "`ranks` must be a pair"),
+        (lambda: Tucker2(ranks=(0, 3)), ValueError, "`ranks` must be at least 1"),
+        (lambda: Tucker2(ratio=0.0), ValueError, r"`ratio` must be in \(0, 1\]"),
+    ],
+)
+def test_bad_arguments_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
 
 
 # ---- low rank ---------------------------------------------------------------------------------
@@ -153,6 +274,157 @@ def test_the_projection_on_a_basis():
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [64, 32, 16, 8])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_tiles_of_size_t_at_rank_r_shrink_a_kernel_by_t_over_2r(size, factor):
+    """The tiled decompositions of 64 x 576 matrices in Lee et al. (2019)."""
+    axes, shape = axes_by_rank(4), (3, 3, 64, 64)
+    rank = {2: {64: 16, 32: 8, 16: 4, 8: 2}, 4: {64: 8, 32: 4, 16: 2, 8: 1}}[factor][size]
+    compressor = LowRank(ratio=1 / factor, tile=size)
+    assert compressor.rank_of(shape, axes) == rank
+    number, columns, _ = compressor.basis_shape(shape, axes)
+    assert number * rank * (size + columns) * factor == 3 * 3 * 64 * 64
+    assert compressor.reason_to_skip(shape, axes) is None
+
+
+@pytest.mark.parametrize(("size", "lost"), [(64, 0.622), (8, 0.616)])
+def test_energy_that_tiles_remove_from_a_gaussian_matrix(gaussian, size, lost):
+    w = gaussian[: 256 * 256].reshape(256, 256)
+    compressor = LowRank(ratio=0.25, tile=size)
+    code = compressor.encode(w)
+    result = array(compressor.decode(code))
+    assert code.num_bits * 4 == 32 * w.size
+    assert code.split is None
+    energy = np.sum((result - w).astype("float64") ** 2) / np.sum(w.astype("float64") ** 2)
+    assert energy == pytest.approx(lost, abs=0.01)
+
+
+def test_one_tile_is_the_matrix():
+    w = np.random.default_rng(0).normal(size=(9, 12)).astype("float32")
+    whole, one = LowRank(rank=2), LowRank(rank=2, tile=12)
+    np.testing.assert_array_equal(array(one(w)), array(whole(w)))
+    assert one.encode(w).split == "channel"  # two layers can stand in for it
+
+
+def test_energy_counts_all_tiles_together():
+    w = np.zeros((4, 4), "float32")
+    np.fill_diagonal(w, [4, 1, 2, 2])  # tiles of singular values (4, 1) and (2, 2): 20 of 25
+    for energy, rank in ((0.8, 1), (0.81, 2)):
+        compressor = LowRank(energy=energy, tile=2)
+        assert compressor.settle(w) == LowRank(rank=rank, tile=2)
+        assert compressor.encode(w).num_bits == 32 * 4 * rank * 4
+
+
+def test_tiles_that_save_nothing_are_told():
+    assert LowRank(rank=1, tile=4).reason_to_skip((8, 8), PLAIN) is None
+    assert "rank 2 saves nothing on a 8 x 8 matrix in tiles of 4 x 4 (64 parameters instead of" in (
+        LowRank(rank=2, tile=4).reason_to_skip((8, 8), PLAIN)
+    )
+    padded = LowRank(rank=1, tile=4).reason_to_skip((5, 5), PLAIN)  # 4 tiles, 3 of them padding
+    assert padded == "a 5 x 5 matrix in tiles of 4 x 4 has no smaller factors, even at rank 1"
+    with pytest.raises(ValueError, match="matrix is cut into tiles of 4 x 4"):
+        LowRank(rank=5, tile=4).reason_to_skip((8, 8), PLAIN)
+
+
+# ---- Tucker-2 ---------------------------------------------------------------------------------
+
+
+def tucker_kernel(first, second, noise=0.0):
+    random = np.random.default_rng(0)
+    left, right = random.normal(size=(8, first)), random.normal(size=(second, 6))
+    core = random.normal(size=(3, 3, first, second))
+    w = left @ core @ right
+    return (w + noise * random.normal(size=w.shape)).astype("float32")
+
+
+def test_a_kernel_of_low_ranks_is_found_again():
+    w = tucker_kernel(2, 3)
+    code = Tucker2(ranks=(2, 3)).encode(w)
+    assert {name: tuple(part.shape) for name, part in code.parts.items()} == {
+        "input": (1, 8, 2), "core": (1, 9, 2, 3), "output": (1, 3, 6)
+    }  # fmt: skip
+    np.testing.assert_allclose(array(Tucker2(ranks=(2, 3)).decode(code)), w, rtol=0, atol=1e-5)
+    p, q = array(code.parts["input"])[0], array(code.parts["output"])[0]
+    np.testing.assert_allclose(p.T @ p, np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(q @ q.T, np.eye(3), atol=1e-6)
+    assert norm(array(Tucker2(ranks=(2, 2))(w)) - w) > 0.01 * norm(w)
+
+
+def test_the_error_is_between_the_bound_of_the_unfoldings_and_their_sum():
+    """Neither mode can do better alone; their singular vectors together do not worse."""
+    w = np.random.default_rng(1).normal(size=(3, 3, 8, 6)).astype("float32")
+    by_input = np.linalg.svd(np.moveaxis(w, 2, 0).reshape(8, -1), compute_uv=False)
+    by_output = np.linalg.svd(np.moveaxis(w, 3, 0).reshape(6, -1), compute_uv=False)
+    for ranks in ((3, 2), (8, 3), (8, 6)):
+        error = norm(array(Tucker2(ranks=ranks)(w)) - w) ** 2
+        tails = np.sum(by_input[ranks[0] :] ** 2), np.sum(by_output[ranks[1] :] ** 2)
+        assert max(tails) - 1e-3 <= error <= sum(tails) * (1 + 1e-5) + 1e-3
+        if min(tails) > 0:
+            assert error < sum(tails) * 0.999  # what alternating has gained
+
+
+def test_the_ranks_for_a_ratio():
+    def ranks_and_share(shape, ratio):
+        first, second = Tucker2(ratio=ratio).ranks_of(shape, axes_by_rank(4))
+        inputs, outputs = shape[-2:]
+        window = shape[0] * shape[1]
+        cost = inputs * first + window * first * second + outputs * second
+        return (first, second), cost / np.prod(shape)
+
+    for shape in ((3, 3, 64, 64), (3, 3, 64, 128), (5, 5, 32, 8), (1, 7, 20, 30)):
+        for ratio in (0.05, 0.1, 0.25, 0.5, 0.9):
+            (first, second), share = ranks_and_share(shape, ratio)
+            assert share <= ratio
+            assert abs(first / shape[2] - second / shape[3]) <= 1 / min(shape[2:]) + 1e-9
+            one_more = shape[2] + shape[3] + shape[0] * shape[1] * (first + second + 1)
+            assert share + one_more / np.prod(shape) > ratio
+    assert ranks_and_share((3, 3, 4, 4), 0.01)[0] == (1, 1)
+    # Not above twice the other one, as the window has two positions; (4, 2) would save nothing.
+    assert ranks_and_share((1, 2, 64, 2), 1.0)[0] == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("rank", "factor"), [(16, 8.5), (24, 4.5), (32, 2.8), (38, 2.1), (44, 1.6)]
+)
+def test_how_much_ranks_shrink_a_kernel(rank, factor):
+    """3 x 3 windows and 64 x 64 units."""
+    axes, full = axes_by_rank(4), 9 * 64 * 64
+    cost = 64 * rank + 9 * rank * rank + rank * 64
+    assert full / cost == pytest.approx(factor, rel=0.04)
+    assert Tucker2(ratio=cost / full).ranks_of((3, 3, 64, 64), axes) == (rank, rank)
+    assert Tucker2(ratio=(cost - 1) / full).ranks_of((3, 3, 64, 64), axes) == (rank, rank - 1)
+
+
+def test_tucker_that_saves_nothing_is_told():
+    axes = axes_by_rank(4)
+    assert Tucker2(ranks=(2, 2)).reason_to_skip((3, 3, 8, 8), axes) is None
+    assert Tucker2(ranks=(8, 8)).reason_to_skip((3, 3, 8, 8), axes) == (
+        "ranks 8 and 8 save nothing on 8 x 8 units and a window of 9 "
+        "(704 parameters instead of 576)"
+    )
+    assert "no window: LowRank" in Tucker2(ratio=0.5).reason_to_skip((1, 1, 8, 8), axes)
+    assert "no window: LowRank" in Tucker2(ranks=(9, 9)).reason_to_skip((8, 8), PLAIN)
+    for ranks in ((9, 2), (2, 9), (8, 1)):
+        with pytest.raises(ValueError, match=r"ranks=.* do not fit a kernel of shape \(1, 3, 8, 8"):
+            Tucker2(ranks=ranks).reason_to_skip((1, 3, 8, 8), axes)
+
+
+def test_the_projection_on_two_bases():
+    """Within a step: the other factors stay, the core is that of the present kernel."""
+    random = np.random.default_rng(0)
+    w, other = random.normal(size=(2, 3, 3, 8, 6)).astype("float32")
+    axes = axes_by_rank(4)
+    for compressor in (Tucker2(ranks=(2, 3)), Tucker2(ratio=0.4)):
+        basis = compressor.basis(w)
+        assert tuple(basis.shape) == compressor.basis_shape(w.shape, axes)
+        projected = array(compressor.decode(compressor.encode_on(basis, w)))
+        np.testing.assert_allclose(projected, array(compressor(w)), atol=1e-5)
+        p, q = array(basis)[0, :8], array(basis)[0, 8:]
+        expected = np.einsum("xyst,sa,ua,tb,vb->xyuv", other, p, p, q, q)
+        found = array(compressor.decode(compressor.encode_on(basis, other)))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 # ---- quantization -----------------------------------------------------------------------------
 
 
@@ -214,6 +486,258 @@ def test_a_scale_for_each_output_adapts_to_its_size():
     assert each.encode(w).parts["scale"].shape == (4, 1)
 
 
+# ---- binary codes, ternary values, clusters ---------------------------------------------------
+
+
+def relative_error(compressor, w):
+    return np.sum((array(compressor(w)) - w) ** 2) / np.sum(w**2)
+
+
+def test_one_plane_is_the_sign_times_the_mean_magnitude(gaussian):
+    for fit in ("greedy", "refined", "alternating"):
+        result = array(BinaryCodeQuantization(1, fit=fit)(gaussian))
+        expected = np.sign(gaussian) * np.mean(np.abs(gaussian.astype("float64")))
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+    error = relative_error(BinaryCodeQuantization(1), gaussian)
+    assert error == pytest.approx(1 - 2 / np.pi, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("bits", "greedy", "refined", "two_rounds", "many_rounds"),
+    [
+        (2, 0.1304, 0.1251, 0.1191, 0.1175),
+        (3, 0.0584, 0.0506, 0.0435, 0.0370),
+        (4, 0.0330, 0.0246, 0.0180, 0.0118),
+    ],
+)
+def test_binary_codes_of_gaussian_weights(
+    gaussian, bits, greedy, refined, two_rounds, many_rounds
+):
+    """The known errors; each fit is better than the one before."""
+    for fit, rounds, error in (
+        ("greedy", 0, greedy),
+        ("refined", 0, refined),
+        ("alternating", 2, two_rounds),
+        ("alternating", 15, many_rounds),
+    ):
+        compressor = BinaryCodeQuantization(bits, fit=fit, rounds=rounds)
+        assert relative_error(compressor, gaussian) == pytest.approx(error, abs=5e-4), fit
+
+
+def test_the_error_of_the_alternating_fit_never_rises():
+    w = np.random.default_rng(0).standard_t(4, size=(40, 3)).astype("float32")
+    errors = [
+        np.sum((array(BinaryCodeQuantization(3, "outputs", "alternating", r)(w)) - w) ** 2, axis=0)
+        for r in range(8)
+    ]
+    assert np.all(np.diff(errors, axis=0) <= 1e-6)
+    assert np.all(errors[-1] < 0.9 * errors[0])
+
+
+def test_ternary_gaussian_weights(gaussian):
+    result = array(TernaryQuantization()(gaussian))
+    assert np.mean(result == 0) == pytest.approx(0.42, abs=0.005)
+    assert relative_error(TernaryQuantization(), gaussian) == pytest.approx(0.192, abs=0.001)
+
+
+@pytest.mark.parametrize(("clusters", "error"), [(2, 0.3634), (4, 0.1175), (16, 0.009497)])
+def test_clusters_of_gaussian_weights(gaussian, clusters, error):
+    """The quantizers of Max (1960) for the Gaussian distribution."""
+    found = relative_error(WeightClustering(clusters, rounds=15), gaussian)
+    assert 0.99 * error <= found <= 1.02 * error
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("distribution", ["normal", "uniform", "laplace"])
+def test_clusters_are_no_worse_than_a_grid_of_as_many_levels(bits, distribution):
+    random = np.random.default_rng(0)
+    w = getattr(random, distribution)(size=5000).astype("float32") - np.float32(0.2)
+    clusters = WeightClustering(2**bits - 1, rounds=10)
+    assert relative_error(clusters, w) <= relative_error(UniformQuantization(bits), w)
+
+
+CODEBOOKS = (
+    TernaryQuantization(),
+    BinaryCodeQuantization(1),
+    BinaryCodeQuantization(3),
+    BinaryCodeQuantization(3, fit="greedy"),
+    BinaryCodeQuantization(2, fit="alternating"),
+    WeightClustering(3),
+    WeightClustering(20),
+)
+codebooks = pytest.mark.parametrize("compressor", CODEBOOKS, ids=str)
+
+
+@codebooks
+def test_what_is_not_stored_has_no_influence(compressor):
+    random = np.random.default_rng(0)
+    w = random.normal(size=(12, 10)).astype("float32")
+    mask = random.random(w.shape) < 0.6
+    alone = array(compressor(w[mask]))
+    for outside in (0.0, 1e6):
+        code = compressor.encode(np.where(mask, w, np.float32(outside)), mask=mask)
+        np.testing.assert_allclose(array(compressor.decode(code))[mask], alone, rtol=1e-5)
+
+
+@codebooks
+def test_every_output_has_a_codebook_of_its_own(compressor):
+    w = np.random.default_rng(0).normal(size=(30, 4)).astype("float32")
+    w *= np.array([1e-3, 1.0, 1e3, 0.0], "float32")
+    each = compressor.replace(axis="outputs")
+    result = array(each(w))
+    for column in range(4):
+        alone = array(compressor(w[:, column : column + 1]))[:, 0]
+        np.testing.assert_allclose(result[:, column], alone, rtol=1e-5)
+    mask = np.ones(w.shape, bool)
+    mask[:, 1] = False  # nothing is stored of one output
+    code = each.encode(np.where(mask, w, np.float32(0)), mask=mask)
+    masked = array(each.decode(code))
+    assert np.all(np.isfinite(masked))
+    np.testing.assert_allclose(masked[:, [0, 2]], result[:, [0, 2]], rtol=1e-5)
+
+
+@codebooks
+def test_one_large_weight_and_many_equal_ones(compressor):
+    w = np.full(50, 0.25, "float32")
+    np.testing.assert_allclose(array(compressor(w)), w, rtol=1e-6)
+    w[7] = 1e5
+    result = array(compressor(w))
+    assert np.linalg.norm(result - w) <= 0.2 * np.linalg.norm(w) or len(np.unique(result)) == 2
+    if isinstance(compressor, WeightClustering):
+        np.testing.assert_array_equal(result, w)
+
+
+@pytest.mark.parametrize(
+    ("compressor", "low", "high"),
+    [
+        (BinaryCodeQuantization(2), 0.9999, 1.0001),
+        (BinaryCodeQuantization(3), 0.9999, 1.0001),
+        (BinaryCodeQuantization(4, fit="alternating", rounds=3), 0.9999, 1.0001),
+        (BinaryCodeQuantization(2, fit="greedy"), 0.0, 0.001),
+        (BinaryCodeQuantization(3, fit="greedy"), 0.1, 0.25),
+    ],
+    ids=str,
+)
+def test_a_hundred_applications_of_binary_codes(compressor, low, high):
+    """Refitted scales stay; the plain greedy fit destroys the kernel."""
+    w = array(compressor(np.random.default_rng(0).normal(size=1000).astype("float32")))
+    repeated = w
+    for _ in range(100):
+        repeated = compressor(repeated)
+    assert low <= norm(repeated) / norm(w) <= high
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_few_distinct_values_are_their_own_clusters(seed):
+    random = np.random.default_rng(seed)
+    values = random.standard_t(2, size=9).astype("float32")
+    w = random.choice(values, size=(20, 15))
+    np.testing.assert_array_equal(array(WeightClustering(9)(w)), w)
+    np.testing.assert_array_equal(array(WeightClustering(600)(w)), w)
+    once = array(WeightClustering(8)(w))
+    np.testing.assert_array_equal(array(WeightClustering(8)(once)), once)
+
+
+WARM = (
+    (BinaryCodeQuantization(3, fit="alternating"), "alphas"),
+    (WeightClustering(16), "codebook"),
+)
+
+
+@pytest.mark.parametrize(("compressor", "part"), WARM, ids=str)
+def test_a_warm_start_needs_fewer_rounds(compressor, part):
+    random = np.random.default_rng(0)
+    before = random.normal(size=(1, 3000)).astype("float32")
+    w = before + (0.02 * random.normal(size=before.shape)).astype("float32")
+    previous = compressor.encode(before)
+
+    def error(rounds, previous):
+        shorter = compressor.replace(rounds=rounds)
+        return np.sum((array(shorter.decode(shorter.encode(w, previous=previous))) - w) ** 2)
+
+    assert compressor.warm_starts
+    levels = np.unique(array(compressor.decode(previous)))
+    nothing = np.sum(np.min(np.abs(w.T - levels), axis=1) ** 2)
+    warm = [error(rounds, previous) for rounds in (0, 1, 2, 4)]
+    assert warm[0] == pytest.approx(nothing, rel=1e-4)  # earlier scales, new codes
+    assert np.all(np.diff(warm) <= 1e-5 * nothing)
+    assert warm[2] < error(2, None)
+    assert warm[2] <= 1.01 * error(compressor.rounds, None)
+    again = compressor.encode(compressor.decode(previous), previous=previous)
+    same = array(compressor.decode(previous))
+    np.testing.assert_allclose(array(compressor.decode(again)), same, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("compressor", "part"), WARM, ids=str)
+def test_a_code_of_another_kernel_is_refused(compressor, part):
+    previous = compressor.encode(np.ones((4, 3), "float32"))
+    each = compressor.replace(axis="outputs")
+    message = rf"'{part}' of shape \(3, \d+\). Received: '{part}' of shape \(1, "
+    with pytest.raises(ValueError, match=message):
+        each.encode(np.ones((4, 3), "float32"), previous=previous)
+
+
+def test_a_chain_of_pruning_and_binary_codes_by_hand():
+    w = np.array([[4.0, -0.1, 2.0, 0.2], [0.3, -3.0, 0.0, -1.0]], "float32")
+    chain = Chain([MagnitudePruning(0.5), BinaryCodeQuantization(2)])
+    code = chain.encode(w)
+    # 8 bits of mask, 2 signs for 4 of 8 weights, 2 scales
+    assert code.num_bits == 8 + 2 * 4 + 2 * 32
+    planes = code.parts["values"].parts["planes"]
+    assert tuple(planes.shape) == (2, 2, 4)
+    # mean|w| = 2.5, then mean|r| = 1 of r = 1.5, -.5, -.5, 1.5; orthogonal planes
+    np.testing.assert_allclose(array(code.parts["values"].parts["alphas"]), [[2.5, 1.0]])
+    expected = [[3.5, 0, 1.5, 0], [0, -3.5, 0, -1.5]]
+    np.testing.assert_allclose(array(chain(w)), expected, rtol=1e-6)
+
+
+def test_a_chain_quantizes_the_codebook():
+    w = np.random.default_rng(0).normal(size=(20, 30)).astype("float32")
+    chain = Chain([MagnitudePruning(0.5), WeightClustering(16), UniformQuantization(8)])
+    code = chain.encode(w)
+    assert code.num_bits == 600 + 4 * 300 + 8 * 16 + 32
+    entries = code.parts["values"].parts["codebook"]
+    integers = array(entries.parts["codes"])
+    assert integers.shape == (1, 16)
+    result = array(chain(w))
+    levels = integers * array(entries.parts["scale"])
+    assert set(np.unique(result)) <= {0.0, *levels.reshape(-1).tolist()}
+    unquantized = array(Chain([MagnitudePruning(0.5), WeightClustering(16)])(w))
+    assert 0 < np.abs(result - unquantized).max() <= 0.51 * array(entries.parts["scale"]).item()
+    again = chain.encode(w, previous=code)  # whose codebook is a code, so that nothing is reused
+    np.testing.assert_array_equal(array(chain.decode(again)), result)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "bits", "dtype"),
+    [(2, 1, "uint8"), (5, 3, "uint8"), (256, 8, "uint8"), (257, 9, "int16"), (40000, 16, "int32")],
+)
+def test_codes_of_clusters_are_as_wide_as_they_must(clusters, bits, dtype):
+    w = np.random.default_rng(0).normal(size=(6, 8)).astype("float32")
+    code = WeightClustering(clusters, rounds=2).encode(w)
+    assert str(code.parts["codes"].dtype).endswith(dtype)
+    assert code.num_bits == 48 * bits + 32 * clusters
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: BinaryCodeQuantization(0), ValueError, "`bits` must be at least 1"),
+        (lambda: BinaryCodeQuantization(9), ValueError, r"`bits` must be in \[1, 8\]"),
+        (lambda: BinaryCodeQuantization(2, fit="exact"), ValueError, "`fit` must be one of"),
+        (lambda: BinaryCodeQuantization(2, rounds=-1), ValueError, "`rounds` must be at least 0"),
+        (lambda: TernaryQuantization("inputs"), ValueError, "TernaryQuantization: `axis` must be"),
+        (lambda: WeightClustering(1), ValueError, "`num_clusters` must be at least 2"),
+        (lambda: WeightClustering(2**16 + 1), ValueError, r"must be in \[2, 65536\]"),
+        (lambda: WeightClustering(4.0), TypeError, "`num_clusters` must be an integer"),
+        (lambda: UniformQuantization(17), ValueError, r"`bits` must be in \[2, 16\]"),
+    ],
+)
+def test_bad_arguments_of_codebooks_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
 # ---- chains -----------------------------------------------------------------------------------
 
 
@@ -236,6 +760,16 @@ def test_a_chain_of_factors_keeps_the_rank():
     assert chain.encode(w).num_bits == 8 * 3 * (20 + 30) + 2 * 32
     in_turn = array(UniformQuantization(8)(LowRank(rank=3)(w)))
     assert np.linalg.matrix_rank(in_turn, tol=1e-4) == 20  # what composing kernels would do
+
+
+def test_a_chain_of_three_factors_keeps_the_ranks():
+    w = tucker_kernel(4, 4, noise=0.1)
+    chain = Chain([Tucker2(ranks=(2, 3)), UniformQuantization(8)])
+    result = array(chain(w))
+    assert np.linalg.matrix_rank(np.moveaxis(result, 2, 0).reshape(8, -1), tol=1e-4) == 2
+    assert np.linalg.matrix_rank(np.moveaxis(result, 3, 0).reshape(6, -1), tol=1e-4) == 3
+    assert 1e-4 < norm(result - array(Tucker2(ranks=(2, 3))(w))) / norm(w) < 0.02
+    assert chain.encode(w).num_bits == 8 * (16 + 54 + 18) + 3 * 32
 
 
 def test_a_chain_of_three():

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_compaware._math.axes import matricise, matrix_shape, split_roles
+from keras_compaware._math.axes import (
+    matricise,
+    matrix_shape,
+    split_roles,
+    tile,
+    tile_shape,
+    unit_layout,
+)
 from keras_compaware.base import KernelAxes
 
 CONV = KernelAxes((2,), (3,), (0, 1))
@@ -77,3 +84,31 @@ def test_a_depthwise_kernel_is_one_matrix_for_each_channel():
 def test_stack_rows_and_columns(shape, axes, expected):
     assert matrix_shape(shape, axes) == expected
     matrix_of(np.arange(np.prod(shape), dtype="float32").reshape(shape), axes)
+
+
+def test_units_of_blocks_and_of_batch_axes():
+    grouped = KernelAxes((2,), (3,), (0, 1), groups=3)
+    assert unit_layout(NUMBERS.shape, grouped, "inputs") == ((2, 3, 4, 3, 2), (2, 3))
+    assert unit_layout(NUMBERS.shape, grouped, "outputs") == ((2, 3, 4, 3, 2), (3, 4))
+    depthwise = KernelAxes((), (3,), (0, 1))
+    assert unit_layout(NUMBERS.shape, depthwise, "inputs") == (NUMBERS.shape, (2,))
+    assert unit_layout(NUMBERS.shape, depthwise, "outputs") == (NUMBERS.shape, (2, 3))
+
+
+@pytest.mark.parametrize("size", [(2, 3), (5, 7), (9, 2), (1, 1)])
+def test_tiles_row_by_row_padded_at_the_edge(size):
+    stack = np.arange(1, 71, dtype="float32").reshape(2, 5, 7)
+    tiles, join = tile(ops.convert_to_tensor(stack), size)
+    found = np.asarray(ops.convert_to_numpy(tiles))
+    assert found.shape == tile_shape(stack.shape, size)
+    np.testing.assert_array_equal(ops.convert_to_numpy(join(tiles)), stack)
+    rows, columns = found.shape[1:]
+    expected = [
+        matrix[row : row + rows, column : column + columns]
+        for matrix in stack
+        for row in range(0, 5, rows)
+        for column in range(0, 7, columns)
+    ]
+    for ours, part in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours[: part.shape[0], : part.shape[1]], part)
+        assert ours.sum() == part.sum()

@@ -1,9 +1,12 @@
-"""The least-squares fit of a uniform grid."""
+"""Least-squares fits of grids and codebooks."""
+
+import itertools
 
 import numpy as np
 import pytest
 from keras import ops
 
+from keras_compaware._math import codebook
 from keras_compaware._math.backend import compiled
 from keras_compaware._math.codebook import fit_uniform, starting_scales
 
@@ -87,3 +90,118 @@ def test_starting_scales():
         assert len(scales) <= 26
         assert scales[0] == 1 / levels
         assert all(scale > 0 for scale in scales)
+
+
+# ---- clusters ---------------------------------------------------------------------------------
+
+
+def array(tensor):
+    return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def tensor(values):
+    return ops.convert_to_tensor(np.asarray(values, "float32"))
+
+
+def clusters(rows, number, rounds=20):
+    found = compiled(lambda rows: codebook.fit_clusters(rows, number, rounds))(tensor(rows))
+    return tuple(map(array, found))
+
+
+def best_clusters(row, number):
+    """The optimum: clusters are runs of the sorted values."""
+    row = np.sort(row)
+    errors = []
+    for cuts in itertools.combinations(range(1, len(row)), number - 1):
+        errors.append(sum(np.var(part) * len(part) for part in np.split(row, cuts)))
+    return min(errors)
+
+
+def test_clusters_are_near_the_global_optimum():
+    rows = np.random.default_rng(0).normal(size=(20, 14))
+    for number in (2, 3, 4):
+        codes, levels = clusters(rows, number)
+        errors = np.sum((rows - np.take_along_axis(levels, codes, 1)) ** 2, axis=1)
+        best = np.array([best_clusters(row, number) for row in rows])
+        assert np.all(errors >= best * (1 - 1e-5))
+        assert np.mean(errors / best) < 1.15
+        assert np.mean(errors < best * (1 + 1e-5)) >= 0.4
+
+
+def test_clusters_are_a_local_minimum():
+    rows = np.random.default_rng(1).standard_t(3, size=(3, 500)) * [[1e-20], [1], [1e20]]
+    codes, levels = clusters(rows, 6, rounds=200)
+    for row, code, level in zip(rows, codes, levels, strict=True):
+        size = np.abs(row).max()
+        assert np.all(np.diff(level) > 0)
+        for number in range(6):
+            mean = np.mean(row[code == number])
+            np.testing.assert_allclose(level[number] / size, mean / size, atol=1e-6)
+        nearest = np.min(np.abs(row[:, None] - level), axis=1)
+        np.testing.assert_allclose(np.abs(row - level[code]) / size, nearest / size, atol=1e-6)
+
+
+def test_an_empty_cluster_stays():
+    rows = tensor([[0.0, 1.0, 4.0, 5.0]])
+    start = tensor([[0.0, 2.5, 2.6, 5.0]])
+    codes, levels = codebook.fit_clusters(rows, 4, 3, start=start)
+    np.testing.assert_array_equal(array(codes), [[0, 0, 3, 3]])
+    np.testing.assert_allclose(array(levels), [[0.5, 2.5, 2.6, 4.5]], rtol=1e-6)
+
+
+def test_starting_levels_by_hand():
+    # gaps 1, 0, 8: sums of gap^(2/3) are 0, 1, 1, 5, of which three levels take 5/6, 5/2, 25/6
+    expected = [
+        [[1.5, 4.5, 7.5]],  # thirds of [0, 9]
+        [[0, 1, 9]],  # places .67, 2, 3.33 of 0, 1, 1, 9
+        [[1, 9, 9]],  # the values at which these sums are reached
+        [[0, 1, 9]],
+    ]
+    found = codebook.starting_levels(tensor([[9.0, 1.0, 0.0, 1.0]]), 3)
+    np.testing.assert_allclose(array(found), expected, atol=1e-6)
+    mask = ops.convert_to_tensor(np.array([[True, True, False, True, True, False]]))
+    masked = codebook.starting_levels(tensor([[9.0, 1.0, 77.0, 0.0, 1.0, -5.0]]), 3, mask)
+    np.testing.assert_allclose(array(masked), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 7, 8, 100])
+def test_number_below_is_a_search_in_every_row(number):
+    random = np.random.default_rng(3)
+    ordered = np.sort(random.integers(0, 50, size=(3, number)).astype("float32"), axis=1)
+    queries = random.integers(-5, 60, size=(3, 200)).astype("float32")
+    found = array(codebook.number_below(tensor(ordered), tensor(queries)))
+    for row in range(3):
+        np.testing.assert_array_equal(found[row], np.searchsorted(ordered[row], queries[row]))
+
+
+def test_means_of_clusters_in_parts(monkeypatch):
+    random = np.random.default_rng(4)
+    values, codes = random.normal(size=(2, 100)), random.integers(0, 4, size=(2, 100))
+    mask = random.random((2, 100)) < 0.5
+    expected = np.zeros((2, 5))  # nothing has code 4
+    for row, number in np.ndindex(2, 4):
+        expected[row, number] = values[row, mask[row] & (codes[row] == number)].mean()
+    for part in (2**20, 30):
+        monkeypatch.setattr(codebook, "PART", part)
+        found = codebook.cluster_means(
+            tensor(values), ops.convert_to_tensor(codes.astype("int32")), 5, mask
+        )
+        np.testing.assert_allclose(array(found), expected, atol=1e-6)
+
+
+def test_normalised_by_a_power_of_two():
+    rows = np.array([[0.75, -6.5], [1e-30, 2e-30], [0.0, 0.0], [1.0, -3e38]], "float32")
+    scaled, unit = map(array, codebook.normalised(tensor(rows)))
+    np.testing.assert_array_equal(unit[:, 0], [4.0, 2.0**-99, 1.0, 2.0**127])
+    np.testing.assert_array_equal(scaled * unit, rows)
+    assert np.all(np.abs(scaled) < 2)
+
+
+# ---- ternary ----------------------------------------------------------------------------------
+
+
+def test_ternary_by_hand():
+    rows = tensor([[1.0, -0.2, 0.4, -0.8], [0.0, 0.0, 0.0, 0.0], [3.0, 3.0, 3.0, 3.0]])
+    codes, scale = map(array, codebook.fit_ternary(rows))  # thresholds .42, 0, 2.1
+    np.testing.assert_array_equal(codes, [[1, 0, 0, -1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    np.testing.assert_allclose(scale, [[0.9], [1.0], [3.0]], rtol=1e-6)

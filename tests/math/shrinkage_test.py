@@ -32,11 +32,12 @@ TRICKY = {
 }
 
 
+@pytest.mark.parametrize("copies", [1, 3], ids=["few", "many"])
 @pytest.mark.parametrize("label", TRICKY)
-def test_exactly_k_are_selected_and_ties_go_to_the_lower_index(label):
-    magnitudes = TRICKY[label]
+def test_exactly_k_are_selected_and_ties_go_to_the_lower_index(label, copies):
+    magnitudes = np.tile(TRICKY[label], (1, copies))
     select = compiled(lambda k: shrinkage.largest(ops.convert_to_tensor(magnitudes), k))
-    for keep in range(8):
+    for keep in range(7 * copies + 1):
         mask = np.asarray(ops.convert_to_numpy(select(ops.convert_to_tensor(keep))))
         np.testing.assert_array_equal(mask, by_sorting(magnitudes, keep), err_msg=str(keep))
         assert np.all(mask.sum(axis=-1) == keep)
