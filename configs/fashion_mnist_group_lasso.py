@@ -1,4 +1,4 @@
-"""Fashion-MNIST. Group lasso by its proximal map every 20 steps: input units whose outgoing
+"""Fashion-MNIST. Group lasso by its proximal map every 20 steps: output units whose incoming
 weights vanish.
 
   python -m apps.train --config=configs/fashion_mnist_group_lasso.py \\

@@ -1,4 +1,4 @@
-"""MNIST. Group lasso by its proximal map every 20 steps: input units whose outgoing weights
+"""MNIST. Group lasso by its proximal map every 20 steps: output units whose incoming weights
 vanish.
 
   python -m apps.train --config=configs/mnist_group_lasso.py \\

@@ -122,7 +122,7 @@ def find_targets(model):
     heads = head_layers(model) if isinstance(model, keras.Model) else ()
     heads = {id(inner) for layer in heads for inner in layer._flatten_layers()}
     names = set()
-    for path, layer in _walk(model):
+    for path, layer in walk(model):
         rule = _rule_for(layer)
         if rule is None:
             skipped += _unknown(path, layer)
@@ -148,7 +148,7 @@ def find_targets(model):
     return list(targets.values()), skipped
 
 
-def _walk(layer, path="", visited=None):
+def walk(layer, path="", visited=None):
     """Yields `(path, layer)` for a layer and everything inside it, each layer once."""
     visited = set() if visited is None else visited
     if id(layer) in visited:
@@ -158,7 +158,7 @@ def _walk(layer, path="", visited=None):
     for child in layer._flatten_layers(include_self=False, recursive=False):
         # A wrapper that bears the name of what it wraps is no level of its own.
         same = isinstance(layer, keras.layers.Wrapper) and child.name == layer.name
-        yield from _walk(child, path if same else f"{path}/{child.name}".lstrip("/"), visited)
+        yield from walk(child, path if same else f"{path}/{child.name}".lstrip("/"), visited)
 
 
 def _rule_for(layer):

@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_compaware import data, export, measure, models
 from keras_compaware._files import write_json_atomic, write_text_atomic
-from keras_compaware.base import Code
+from keras_compaware.base import Code, Compressor
 from keras_compaware.cli.config import (
     dense_config,
     fingerprint,
@@ -31,6 +31,7 @@ from keras_compaware.cli.program import UserError, console, say
 from keras_compaware.cli.workdir import Checkpoint, Workdir
 from keras_compaware.compaction import compact, recalibrate_batch_norm
 from keras_compaware.data.store import CACHE_VARIABLE, default_cache_dir
+from keras_compaware.kernels import find_targets
 from keras_compaware.recipe import Recipe
 
 
@@ -163,7 +164,7 @@ class Experiment:
             twin = Experiment(config, self.data_dir)
             model, checkpoint = twin.train(workdir)
             save_model(model, workdir.model)
-            report = twin.measure(model, model, workdir, None)
+            report = twin.measure(model, model, workdir, {}, {})
             report |= {"seconds": checkpoint.seconds, "history": checkpoint.history}
             with writing(workdir.report):
                 write_json_atomic(workdir.report, report)
@@ -197,8 +198,8 @@ class Experiment:
         model: keras.Model,
         small: keras.Model,
         workdir: Workdir,
-        recipe: Recipe | None,
-        codes: Mapping[str, Code] | None = None,
+        compressors: Mapping[str, Compressor],
+        codes: Mapping[str, Code],
     ) -> dict[str, Any]:
         """Exports the small model and measures it; returns plain JSON values.
 
@@ -206,14 +207,14 @@ class Experiment:
             model: The trained model.
             small: Its compacted form, which is exported.
             workdir: Where the LiteRT file and the archive of codes go.
-            recipe: The recipe, for the codes of the compressed kernels, or None.
-            codes: Codes by target name that training has left, or None.
+            compressors: By target name, what training has left the kernels compressed by.
+            codes: By target name, codes that training has left.
         """
         with console.status("exporting to LiteRT and comparing"), writing(workdir.litert):
             examples = self.dataset.test.images[:64] * np.float32(1 / 255)
             result = export.to_litert(small, workdir.litert, inputs=examples)
         with writing(workdir.codes):
-            encoded = export.save_codes(model, recipe, workdir.codes, codes)
+            encoded = export.save_codes(model, compressors, workdir.codes, codes)
         accuracy, predicted = self.test_accuracy(small)
         images = self.dataset.test.images * np.float32(1 / 255)
         scores = export.predict(
@@ -288,7 +289,15 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
         compacted = compact(model, checkpoint.codes)
     say(compacted)
     save_model(compacted.model, workdir.compact)
-    small = experiment.measure(model, compacted.model, workdir, recipe, checkpoint.codes)
+    # Kernels of frozen layers inside wrappers are compressed, but are no targets.
+    names = {target.name for target in find_targets(model)[0]}
+    small = experiment.measure(
+        model,
+        compacted.model,
+        workdir,
+        {name: value for name, value in checkpoint.compressors.items() if name in names},
+        {name: value for name, value in checkpoint.codes.items() if name in names},
+    )
     dense = json.loads(twin.report.read_text("utf-8"))
     with console.status("measuring latency"):
         latency = export.latency([twin.litert, workdir.litert], num_threads=1)

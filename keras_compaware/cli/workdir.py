@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from keras_compaware._files import write_json_atomic, write_text_atomic
-from keras_compaware.base import Code
+from keras_compaware.base import Code, Compressor
 from keras_compaware.cli.files import first_line, save_model, writing
 from keras_compaware.cli.program import UserError, say
 from keras_compaware.training import CompressionCallback
@@ -264,6 +264,11 @@ class Checkpoint(keras.callbacks.Callback):
     def codes(self) -> dict[str, Code]:
         """Codes of kernels that several compressors made, for `compact`; known once trained."""
         return self._compression.codes if self._compression else {}
+
+    @property
+    def compressors(self) -> dict[str, Compressor]:
+        """What kernels are compressed by, by target name; known once trained."""
+        return self._compression.compressors if self._compression else {}
 
     def all_firings(self) -> list[dict[str, Any]]:
         """Returns this run's firings, those before an interruption included, as JSON values."""

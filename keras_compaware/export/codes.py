@@ -33,7 +33,7 @@ from keras_compaware.export._entries import (
     load_code,
     load_compressor,
 )
-from keras_compaware.kernels import find_targets
+from keras_compaware.kernels import find_targets, walk
 from keras_compaware.layers.compressed import compressed_layers
 
 PathLike = str | os.PathLike[str]
@@ -107,7 +107,7 @@ def save_codes(
     The file is what the compressed model takes on a disk or on its way to a device: a kernel of
     4-bit weights takes 4 bits of each, a pruned one a mask and the values that are kept. Layers
     are not stored; `load_codes(path, model)` restores the weights of a model of this architecture.
-    The bases of straight-through wrappers, which serve training only, are left out.
+    What straight-through wrappers need in training only is left out.
 
     The file is written atomically and holds the same bytes for the same weights.
 
@@ -215,7 +215,7 @@ def load_codes(path: PathLike, model: keras.Model | None = None) -> SavedCodes:
 
 
 def _variables_by_name(model, owner):
-    """Returns all weights but the bases of wrappers: targets by their name, others by their path.
+    """Returns all weights but what serves training only, by name: targets, others by their path.
 
     The path is that of the layers, then the attribute of the layer or the weight's position in it:
     names that do not depend on what else was built in the process.
@@ -229,24 +229,13 @@ def _variables_by_name(model, owner):
         )
     named = {target.name: target.variables[0] for target in find_targets(model)[0]}
     seen = {id(variable) for variable in named.values()}
-    seen |= {id(basis) for layer in compressed_layers(model) for basis in layer.bases}
-    for path, layer in _walk(model, "", set()):
+    seen |= {id(v) for layer in compressed_layers(model) for v in layer.auxiliary}
+    for path, layer in walk(model):
         for attribute, variable in _own_weights(layer):
             if id(variable) not in seen:
                 seen.add(id(variable))
                 named[_unique(f"{path}/{attribute}".lstrip("/"), named)] = variable
     return named
-
-
-def _walk(layer, path, visited):
-    """Yields `(path, layer)` for a layer and all inside it, with the paths of target names."""
-    if id(layer) in visited:
-        return
-    visited.add(id(layer))
-    yield path, layer
-    for child in _children(layer):
-        same = isinstance(layer, keras.layers.Wrapper) and child.name == layer.name
-        yield from _walk(child, path if same else f"{path}/{child.name}".lstrip("/"), visited)
 
 
 def _children(layer):

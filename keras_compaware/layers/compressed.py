@@ -132,6 +132,11 @@ class Compressed(keras.layers.Wrapper):
         """Whether every basis has been fitted; True of a compressor that needs none."""
         return all(bool(ops.convert_to_numpy(ops.any(basis.value != 0))) for basis in self.bases)
 
+    @property
+    def auxiliary(self):
+        """The variables that serve training only."""
+        return [*self.bases, *([self.share] if self.share is not None else [])]
+
     def refresh(self):
         """Fits the bases to the present kernels. Not inside a training step."""
         for target, basis in zip(self.targets or [], self.bases, strict=False):

@@ -103,6 +103,7 @@ class CompressionCallback(keras.callbacks.Callback):
         codes: At the end of training: by target name the codes that encoding the kernel anew would
             not find again (factors that were quantized). `compact(model, codes)` and
             `export.save_codes` take them.
+        compressors: At the end of training: by target name what the target is compressed by now.
 
     Raises:
         ValueError: When training begins, if the targets do not belong to the model, or other
@@ -114,6 +115,7 @@ class CompressionCallback(keras.callbacks.Callback):
         super().__init__()
         self.firings = []
         self.codes = {}
+        self.compressors = {}
         self._assignments = tuple(assignments)
         self._jobs = None
         self._settled = {}
@@ -389,7 +391,7 @@ class CompressionCallback(keras.callbacks.Callback):
 
     def _finish(self, step):
         """Applies what is left of the proximal maps, then compresses every target exactly."""
-        self.codes = {}
+        self.codes, self.compressors = {}, {}
         with self._firing(step, final=True) as changes:
             for job in self._proximal_jobs():
                 last = step if job.end is None else min(step, job.end)
@@ -408,6 +410,7 @@ class CompressionCallback(keras.callbacks.Callback):
             for key, (_, compressor) in zip(keys, compressors, strict=True)
         ]
         compressor = members[0] if len(members) == 1 else Chain(members)
+        self.compressors[target.name] = compressor
         if compressor.repeats:
             return self._overwrite(keys[0], target, compressor, step)
         previous = self._previous.get(keys[0]) if len(members) == 1 else None

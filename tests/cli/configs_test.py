@@ -20,5 +20,6 @@ def test_a_configuration(file):
     model = models.build(config["model"], shape, 10, **config["model_args"])
     recipe = recipe_of(config["rules"], steps_per_epoch=100, total_steps=100 * config["epochs"])
     assert recipe.plan(model).assignments
-    assert recipe.callbacks(recipe.wrap(model))
-    optimizer_of(config, total_steps=100)
+    model = recipe.wrap(model)
+    model.compile(recipe.optimizer(optimizer_of(config, total_steps=100)), "mse")
+    assert recipe.callbacks(model)

@@ -80,7 +80,8 @@ def test_the_history(finished):
     for row, entry in zip(rows, finished.report["compact"]["history"], strict=True):
         assert {key: float(value) for key, value in row.items()} == entry
         assert set(row) == {
-            *("epoch", "accuracy", "loss", "val_accuracy", "val_loss", "learning_rate")
+            *("epoch", "accuracy", "loss", "val_accuracy", "val_loss", "learning_rate"),
+            *("sparsity", "rank", "distortion", "compression_seconds"),
         }
 
 
@@ -225,11 +226,11 @@ def test_an_unfinished_twin_is_not_taken_for_a_finished_one(
     twins = []
     measure_twin = experiment.Experiment.measure
 
-    def stop_after_twin(self, model, small, workdir, recipe, *codes):
-        if recipe is not None:
+    def stop_after_twin(self, model, small, workdir, compressors, codes):
+        if compressors:
             raise KeyboardInterrupt
         twins.append(workdir)
-        return measure_twin(self, model, small, workdir, recipe, *codes)
+        return measure_twin(self, model, small, workdir, compressors, codes)
 
     monkeypatch.setattr(experiment.Experiment, "measure", stop_after_twin)
     assert programs("train", *arguments).status == 130

@@ -5,16 +5,15 @@ import pytest
 
 from keras_compaware import (
     BinaryCodeQuantization,
-    TernaryQuantization,
-    WeightClustering,
-)
     Chain,
     GroupPruning,
     LowRank,
     MagnitudePruning,
     NMPruning,
+    TernaryQuantization,
     Tucker2,
     UniformQuantization,
+    WeightClustering,
 )
 from keras_compaware.base import KernelAxes, axes_by_rank
 from tests.laws.helpers import array, eagerly, norm
@@ -510,9 +509,7 @@ def test_one_plane_is_the_sign_times_the_mean_magnitude(gaussian):
         (4, 0.0330, 0.0246, 0.0180, 0.0118),
     ],
 )
-def test_binary_codes_of_gaussian_weights(
-    gaussian, bits, greedy, refined, two_rounds, many_rounds
-):
+def test_binary_codes_of_gaussian_weights(gaussian, bits, greedy, refined, two_rounds, many_rounds):
     """The known errors; each fit is better than the one before."""
     for fit, rounds, error in (
         ("greedy", 0, greedy),
@@ -602,7 +599,8 @@ def test_one_large_weight_and_many_equal_ones(compressor):
     np.testing.assert_allclose(array(compressor(w)), w, rtol=1e-6)
     w[7] = 1e5
     result = array(compressor(w))
-    assert np.linalg.norm(result - w) <= 0.2 * np.linalg.norm(w) or len(np.unique(result)) == 2
+    assert np.linalg.norm(result - w) < np.linalg.norm(w)
+    assert len(np.unique(result)) <= 2  # equal weights stay equal
     if isinstance(compressor, WeightClustering):
         np.testing.assert_array_equal(result, w)
 
@@ -704,8 +702,8 @@ def test_a_chain_quantizes_the_codebook():
     assert set(np.unique(result)) <= {0.0, *levels.reshape(-1).tolist()}
     unquantized = array(Chain([MagnitudePruning(0.5), WeightClustering(16)])(w))
     assert 0 < np.abs(result - unquantized).max() <= 0.51 * array(entries.parts["scale"]).item()
-    again = chain.encode(w, previous=code)  # whose codebook is a code, so that nothing is reused
-    np.testing.assert_array_equal(array(chain.decode(again)), result)
+    again = array(chain.decode(chain.encode(w, previous=code)))
+    assert np.linalg.norm(again - w) <= 1.01 * np.linalg.norm(result - w)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,18 @@
+"""Fashion-MNIST. Low rank in tiles of 32 x 32: each truncated to 25% of its parameters every 1,500
+steps.
+
+  python -m apps.train --config=configs/fashion_mnist_tiled_low_rank.py \\
+      --workdir=runs/fashion_mnist_tiled_low_rank --data_dir=DIR
+
+Run time: not measured yet.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.fashion_mnist()
+    config.rules.low_rank = common.rule(
+        where=None, every=1500, compressor="LowRank", ratio=0.25, tile=32
+    )
+    return config
