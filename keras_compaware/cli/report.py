@@ -1,6 +1,7 @@
 """The program `report`."""
 
 import json
+import pathlib
 
 from absl import flags
 
@@ -21,7 +22,8 @@ def main() -> None:
     """Prints the results of one or several runs."""
     paths = [program.required("workdir"), *flags.FLAGS.compare]
     reports = [_read(path) for path in paths]
-    program.console.print(results_table(reports), markup=False)
+    labels = [pathlib.Path(path).resolve().name for path in paths]
+    program.console.print(results_table(reports, labels), markup=False)
     if len(reports) == 1:
         program.say(f"\n{reports[0]['command']}")
 

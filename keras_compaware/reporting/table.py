@@ -5,27 +5,43 @@ from typing import Any
 
 import rich.table
 
-_COLUMNS = ("", "accuracy", "parameters", "MACs", "LiteRT KB", "gzip KB", "ms, 1 thread")
+_COLUMNS = (
+    *("", "accuracy", "parameters", "MACs"),
+    *("encoded KB", "LiteRT KB", "gzip KB", "ms, 1 thread"),
+)
 
 
-def results_table(reports: Sequence[Mapping[str, Any]]) -> rich.table.Table:
-    """Returns a table with the dense twin and the compact model of each report.
+def results_table(
+    reports: Sequence[Mapping[str, Any]], labels: Sequence[str] | None = None
+) -> rich.table.Table:
+    """Returns a table with the dense twins and the compact models of some reports.
 
     Accuracies are those of the LiteRT files on the test split; latencies are medians on one
-    thread, the files of one report measured in turn.
+    thread, the files of one report measured in turn. "Encoded" is the archive of bit-packed codes
+    with all other weights. Of one report the ratios are shown as well; of several, each dense twin
+    once, with the first run that has it.
 
     Args:
         reports: Contents of `report.json` files.
+        labels: What the runs are called; default: network and data set.
     """
     table = rich.table.Table(title=_title(reports), title_justify="left", box=None, pad_edge=False)
     for number, column in enumerate(_COLUMNS):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for report in reports:
-        dense, small = report["dense"], report["compact"]
-        label = f" ({report['name']})" if len(reports) > 1 else ""
-        table.add_row(f"dense twin{label}", *_cells(dense))
-        table.add_row(f"compact{label}", *_cells(small))
-        table.add_row("compact / dense", *_ratios(dense, small))
+    if len(reports) == 1:
+        (report,) = reports
+        table.add_row("dense twin", *_cells(report["dense"]))
+        table.add_row("compact", *_cells(report["compact"]))
+        table.add_row("compact / dense", *_ratios(report["dense"], report["compact"]))
+        return table
+    labels = labels or [report["name"] for report in reports]
+    twins = []
+    for report, label in zip(reports, labels, strict=True):
+        twin = {key: report["dense"][key] for key in ("accuracy", "parameters", "litert_bytes")}
+        if twin not in twins:
+            twins.append(twin)
+            table.add_row(f"dense twin, {report['config']['model']}", *_cells(report["dense"]))
+        table.add_row(label, *_cells(report["compact"]))
     return table
 
 
@@ -41,6 +57,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{100 * row['accuracy']:.2f} %",
         f"{row['parameters']:,}",
         f"{row['macs']:,}",
+        f"{row['encoded_bytes'] / 1024:,.1f}",
         f"{row['litert_bytes'] / 1024:,.1f}",
         f"{row['gzip_bytes'] / 1024:,.1f}",
         f"{row['latency_ms']:.4f}",
@@ -49,7 +66,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 def _ratios(dense: Mapping[str, Any], small: Mapping[str, Any]) -> list[str]:
     difference = 100 * (small["accuracy"] - dense["accuracy"])
-    keys = ("parameters", "macs", "litert_bytes", "gzip_bytes", "latency_ms")
+    keys = ("parameters", "macs", "encoded_bytes", "litert_bytes", "gzip_bytes", "latency_ms")
     return [
         f"{difference:+.2f} points",
         *(f"1 / {dense[key] / max(small[key], 1e-12):.2f}" for key in keys),
