@@ -21,6 +21,9 @@ from keras_compaware import (
     Rule,
     StraightThrough,
     UniformQuantization,
+    WeightClustering,
+    WeightDecay,
+    WeightNoise,
     find_targets,
 )
 from keras_compaware.training.firing import overwrite
@@ -662,3 +665,48 @@ def test_penalty_needs_no_callback_but_is_checked():
         recipe.callbacks(linear())
     model = recipe.wrap(linear())
     fit(model, recipe.callbacks(model), epochs=1)
+
+
+# ---- fits that go on, and noise -----------------------------------------------------------------
+
+
+def test_iterative_fits_start_from_the_last_code_of_the_epoch(monkeypatch):
+    from keras_compaware.training import callback as module
+
+    fits, overwrite_by_code = [], module.overwrite_by_code
+
+    def recorded(target, compressor, previous, step):
+        fits.append((step, previous is not None))
+        return overwrite_by_code(target, compressor, previous, step)
+
+    monkeypatch.setattr(module, "overwrite_by_code", recorded)
+    model = linear()
+    clustering = WeightClustering(4)
+    fit(model, [OccasionalCompression(clustering, every=3, where="only")], epochs=2)
+    # 7 steps each: a new epoch starts anew, the end of training goes on
+    assert fits == [(3, False), (6, True), (9, False), (12, True), (14, True)]
+    assert len(np.unique(kernel(model))) <= 4
+
+
+def noisy(seed=0, **arguments):
+    model = linear(keras.optimizers.SGD(0.0))
+    before = kernel(model)
+    noise = OccasionalCompression(WeightNoise(0.1, seed=seed), every=7, where="only", **arguments)
+    fit(model, [noise], epochs=2)
+    return kernel(model) - before
+
+
+def test_noise_is_that_of_the_seed_the_step_and_the_target():
+    both, first = noisy(), noisy(end=7)
+    np.testing.assert_array_equal(both, noisy())
+    assert not np.allclose(both, 2 * first)  # the second firing draws anew
+    np.testing.assert_allclose(both - first, noisy(begin=7), atol=1e-6)  # ... as if it were alone
+    assert not np.allclose(both, noisy(seed=1))
+    assert 0 < np.abs(first).max() <= 0.1 * 3**0.5 + 1e-6
+
+
+def test_decay_multiplies_the_kernel():
+    model = linear(keras.optimizers.SGD(0.0))
+    before = kernel(model)
+    fit(model, [OccasionalCompression(WeightDecay(0.5), every=7, where="only")], epochs=2)
+    np.testing.assert_allclose(kernel(model), 0.25 * before, rtol=1e-6)  # not at the end again
