@@ -241,10 +241,11 @@ def cluster_means(values, codes, number, mask=None):
 
 
 def normalised(values, mask=None):
-    """Returns `(values / unit, unit)` with powers of two so that the largest is in [1, 2).
+    """Returns `(values / unit, unit)` with powers of two so that the largest is in [1, 4).
 
     Dividing by a power of two does not round; squares of the result neither overflow nor vanish.
-    Gradients do not pass.
+    Units above 2^126 are left out, as compiled code may divide by multiplying with 1 / unit, which
+    would be flushed to zero. Gradients do not pass.
     """
     values = ops.stop_gradient(values)
     magnitudes = ops.abs(values)
@@ -252,7 +253,7 @@ def normalised(values, mask=None):
         magnitudes = ops.where(mask, magnitudes, 0.0)
     largest = ops.max(magnitudes, axis=-1, keepdims=True)
     exponent = ops.bitwise_and(ops.view(largest, "int32"), ops.cast(0x7F800000, "int32"))
-    unit = ops.view(exponent, "float32")
+    unit = ops.minimum(ops.view(exponent, "float32"), 2.0**126)
     unit = ops.where(unit > 0, unit, 1.0)
     return values / unit, unit
 

@@ -211,6 +211,8 @@ class BinaryCodeQuantization(_PerRow):
         check_choice(type(self).__name__, "fit", self.fit, ("refined", "alternating", "greedy"))
         check_integer(type(self).__name__, "rounds", self.rounds, 0)
 
+    repeats = False
+
     @property
     def warm_starts(self):
         return self.fit == "alternating"

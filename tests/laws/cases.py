@@ -431,6 +431,7 @@ COMPRESSORS = (
         num_bits=lambda shape, axes: 33 * math.prod(shape),
         exact=True,
         oracle=lambda w, axes: w,
+        variant=True,
     ),
     CompressorCase(
         "rank 1",
@@ -445,6 +446,7 @@ COMPRESSORS = (
         oracle=truncated(lambda found: 2),
         budgets=((1, LowRank(rank=1)), (2, LowRank(rank=2))),
         rank=2,
+        variant=True,
     ),
     CompressorCase(
         "ratio 0.6",
@@ -459,6 +461,7 @@ COMPRESSORS = (
         num_bits=factor_bits(rank_for_ratio(0.5), "spatial"),
         oracle=truncated(rank_for_ratio(0.5), "spatial"),
         budgets=((0.75, LowRank(ratio=0.75, split="spatial")),),
+        variant=True,
     ),
     CompressorCase(
         "energy 0.8",
@@ -473,6 +476,7 @@ COMPRESSORS = (
             f"{bits} bits",
             UniformQuantization(bits),
             num_bits=lambda shape, axes, bits=bits: bits * math.prod(shape) + 32,
+            variant=bits != 4,
         )
         for bits in (2, 3, 4, 8, 16)
     ),
@@ -483,6 +487,7 @@ COMPRESSORS = (
             num_bits=lambda shape, axes, bits=bits: (
                 bits * math.prod(shape) + 32 * num_scales(shape, axes)
             ),
+            variant=bits != 8,
         )
         for bits in (3, 8)
     ),
@@ -592,6 +597,7 @@ COMPRESSORS = (
             BinaryCodeQuantization(bits),
             num_bits=lambda shape, axes, bits=bits: bits * (math.prod(shape) + 32),
             oracle=in_rows(binary_sums(bits, "refined")),
+            variant=bits != 2,
         )
         for bits in (2, 3)
     ),
@@ -602,6 +608,7 @@ COMPRESSORS = (
         oracle=in_rows(binary_sums(2, "greedy")),
         idempotent=False,  # it shrinks
         steady=1.0,
+        variant=True,
     ),
     CompressorCase(
         "2 planes of signs, alternating",
@@ -619,6 +626,7 @@ COMPRESSORS = (
         TernaryQuantization(axis="outputs"),
         num_bits=lambda shape, axes: 2 * math.prod(shape) + 32 * num_scales(shape, axes),
         oracle=in_rows(ternary, "outputs"),
+        variant=True,
     ),
     CompressorCase(
         "16 clusters",
@@ -634,16 +642,19 @@ COMPRESSORS = (
         "prune, then 2 clusters",
         Chain([MagnitudePruning(0.5), WeightClustering(2, rounds=5)]),
         num_bits=lambda shape, axes: math.prod(shape) + kept(0.5, shape) + 2 * 32,
+        variant=True,
     ),
     CompressorCase(
         "4 clusters of 8 bits",
         Chain([WeightClustering(4, rounds=5), UniformQuantization(8)]),
         num_bits=lambda shape, axes: 2 * math.prod(shape) + 8 * 4 + 32,
+        variant=True,
     ),
     CompressorCase(
         "rank 1, then signs",
         Chain([LowRank(rank=1), BinaryCodeQuantization(1)]),
         num_bits=quantized_factor_bits(lambda found: 1, 1),
+        variant=True,
     ),
 )
 
