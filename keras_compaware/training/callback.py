@@ -246,7 +246,7 @@ class CompressionCallback(keras.callbacks.Callback):
             self._settled, self._applied = {}, {}  # what another model has left
             self._monitor = _Monitor()
         self._trained = weakref.ref(model)
-        self._engine = bind_optimizer(assignments, model)
+        self._engine = _engine_for(assignments, model)
         self._optimizer = _innermost(getattr(model, "optimizer", None))
         accumulation = getattr(self._optimizer, "gradient_accumulation_steps", None)
         self._accumulation = accumulation or 1
@@ -474,17 +474,28 @@ def _holds_at_every(steps, actions):
 
 
 def bind_optimizer(assignments, model):
-    """Tells the model's optimizer what it has to do; returns its `CompressionOptimizer` or None.
+    """Tells a model's `CompressionOptimizer`, if it has one, all that it has to do.
 
     Raises:
-        ValueError: If zeros are to be held and the optimizer is none that does, or it was made for
-            something else.
+        ValueError: If it was made for something else, or there is none and zeros are to be held.
     """
     engine = step_optimizer(getattr(model, "optimizer", None))
     if engine is not None:
         engine.bind(assignments, model)
+    _engine_for(assignments, model)
+
+
+def _engine_for(assignments, model):
+    """Returns the `CompressionOptimizer` of a model, or None.
+
+    A callback may act beside an optimizer that was made for other actions.
+    """
+    engine = step_optimizer(getattr(model, "optimizer", None))
+    if engine is not None and engine.entries is None:
+        engine.bind(assignments, model)
     for assignment in assignments:
-        if any(map(holds, assignment.actions)) and engine is None:
+        is_held = engine is not None and engine.holds(assignment.target)
+        if any(map(holds, assignment.actions)) and not is_held:
             raise ValueError(
                 f"The rule for '{assignment.target.name}' has hold=True, which acts inside the "
                 "training step. Compile the model with the recipe's optimizer: "

@@ -13,6 +13,7 @@ from keras_compaware import (
     LowRank,
     MagnitudePruning,
     NuclearNorm,
+    OccasionalCompression,
     Proximal,
     Ramp,
     Recipe,
@@ -338,6 +339,14 @@ def test_an_optimizer_of_another_recipe_refuses():
     model, _ = linear(recipe_of(Proximal(LASSO)), keras.optimizers.SGD(0.1))
     with pytest.raises(ValueError, match="made for another recipe"):
         recipe_of(Proximal(GroupLasso(0.5))).callbacks(model)
+
+
+def test_another_callback_may_act_beside_it():
+    model, callbacks = linear(recipe_of(Proximal(GroupLasso(0.0))), keras.optimizers.SGD(0.1))
+    other = OccasionalCompression(MagnitudePruning(0.5), every=1, where="only")
+    fit(model, [*callbacks, other], epochs=1)
+    assert len(other.firings) == BATCHES + 1
+    assert np.sum(kernel(model) == 0) == 9
 
 
 def test_held_zeros_need_the_optimizer():
