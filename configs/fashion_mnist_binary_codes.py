@@ -1,10 +1,13 @@
-"""Fashion-MNIST. Binary codes: every kernel as a sum of 2 planes of signs, scaled for each output,
-every 200 steps.
+"""Fashion-MNIST. Binary codes: every hidden kernel as a sum of 2 planes of signs, scaled for each
+output, every 1,000 steps.
 
   python -m apps.train --config=configs/fashion_mnist_binary_codes.py \\
       --workdir=runs/fashion_mnist_binary_codes --data_dir=DIR
 
-Run time: not measured yet.
+Run time: 51 s on 2 cores, besides 26 s for the dense twin, which is trained once. Result with seed
+0 on the TensorFlow backend: test accuracy 83.86 % (dense twin 89.43 %), 266,610 parameters
+(266,610), LiteRT file 1,045 KB (1,045 KB), compressed by gzip 132 KB (966 KB), encoded weights 72
+KB (1,042 KB).
 """
 
 from configs import common
@@ -13,6 +16,6 @@ from configs import common
 def get_config():
     config = common.fashion_mnist()
     config.rules.binary_codes = common.rule(
-        where=".*", every=200, compressor="BinaryCodeQuantization", bits=2, axis="outputs"
+        where="dense", every=1000, compressor="BinaryCodeQuantization", bits=2, axis="outputs"
     )
     return config

@@ -1,10 +1,13 @@
-"""Fashion-MNIST. Ternary weights: every kernel in minus one, zero and one, scaled for each output,
-every 200 steps.
+"""Fashion-MNIST. Ternary weights: every hidden kernel in minus one, zero and one, scaled for each
+output, every 1,000 steps.
 
   python -m apps.train --config=configs/fashion_mnist_ternary.py \\
       --workdir=runs/fashion_mnist_ternary --data_dir=DIR
 
-Run time: not measured yet.
+Run time: 39 s on 2 cores, besides 26 s for the dense twin, which is trained once. Result with seed
+0 on the TensorFlow backend: test accuracy 81.89 % (dense twin 89.43 %), 266,610 parameters
+(266,610), LiteRT file 1,045 KB (1,045 KB), compressed by gzip 106 KB (966 KB), encoded weights 70
+KB (1,042 KB).
 """
 
 from configs import common
@@ -13,6 +16,6 @@ from configs import common
 def get_config():
     config = common.fashion_mnist()
     config.rules.ternary = common.rule(
-        where=".*", every=200, compressor="TernaryQuantization", axis="outputs"
+        where="dense", every=1000, compressor="TernaryQuantization", axis="outputs"
     )
     return config

@@ -19,6 +19,9 @@ from keras_compaware import (
 from keras_compaware._math.backend import compiled
 from tests.laws.helpers import array, norm
 
+# JAX compiles every fit for every size, which takes minutes; the laws try them on it as well.
+pytestmark = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
+
 
 def quick(function):
     return compiled(function) if keras.backend.backend() == "jax" else function
