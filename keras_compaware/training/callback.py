@@ -259,7 +259,7 @@ class CompressionCallback(keras.callbacks.Callback):
         ]
         self._wrappers = compressed_layers(model)
         self._jobs += [
-            _Job(wrapper, action, f"{wrapper.name}#{type(action).__name__}")
+            _Job(wrapper, action, wrapper.name)
             for wrapper in self._wrappers
             for action in _actions_of(wrapper)
         ]
@@ -348,12 +348,11 @@ class CompressionCallback(keras.callbacks.Callback):
         ramp = action.schedule
         # From the ramp's end on the constraint's own budget counts, exactly.
         ramping = ramp is not None and step < ramp.end
+        job.subject = subject
+        job.budget = ramp(step, getattr(subject, subject.budget)) if ramping else None
         if ramping:
-            budget = ramp(step, getattr(subject, subject.budget))
-            job.subject = subject.replace(**{subject.budget: budget})
-            change = overwrite(target, subject, budget, step)
+            change = overwrite(target, subject, job.budget, step)
         else:
-            job.subject = subject
             change = self._overwrite(job.key, target, subject, step)
         if action.hold:
             self._engine.hold(target)
@@ -567,13 +566,20 @@ def _rank(job):
     subject = job.subject or getattr(job.action, "constraint", None)
     if not isinstance(subject, Compressor):
         return None
-    return subject.rank_of(job.target.shape, job.target.axes)
+    rank = subject.rank_of(job.target.shape, job.target.axes)
+    if rank is None or job.budget is None:
+        return rank
+    if subject.budget == "rank":
+        return max(1, round(job.budget))
+    ramped = subject.replace(**{subject.budget: job.budget})
+    return ramped.rank_of(job.target.shape, job.target.axes)
 
 
 class _Job:
     """An action on a target (or layer) together with how often it has fired."""
 
-    subject = None  # the constraint as it was applied last, with the budget of a ramp
+    subject = None  # the constraint as it was applied last, with its budget settled
+    budget = None  # what a ramp has put in the place of the constraint's own budget
 
     def __init__(self, target, action, key):
         self.target, self.action, self.key = target, action, key

@@ -411,6 +411,15 @@ def test_the_logs_show_what_compression_does(tmp_path):
     assert "compression_seconds,distortion" in table.read_text().splitlines()[0]
 
 
+@pytest.mark.parametrize("final", [LowRank(rank=1), LowRank(ratio=0.4)])
+def test_the_logs_show_the_rank_of_a_ramp(final):
+    """Of a 6 x 3 matrix: the ratio 1 is rank 2, as 2 (6 + 3) = 18 parameters; .4 is rank 1."""
+    ramp = Ramp(3.0 if final.rank else 1.0, begin=BATCHES, end=2 * BATCHES, shape="one_shot")
+    recipe = recipe_of(Every(BATCHES, final, ramp=ramp))
+    model, callbacks = linear(recipe, keras.optimizers.SGD(0.01))
+    assert fit(model, callbacks).history["rank"] == [3.0 if final.rank else 2.0, 1.0]
+
+
 def test_the_logs_show_the_rank_that_a_nuclear_norm_leaves():
     layer = keras.layers.Dense(6, use_bias=False, name="only")
     model = keras.Sequential([keras.Input((6,)), layer])
