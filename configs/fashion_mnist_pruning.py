@@ -4,7 +4,10 @@ steps; no mask persists.
   python -m apps.train --config=configs/fashion_mnist_pruning.py \\
       --workdir=runs/fashion_mnist_pruning --data_dir=DIR
 
-Run time: not measured yet.
+Run time: 23 s on 2 cores, besides 26 s for the dense twin, which is trained once. Result with seed
+0 on the TensorFlow backend: test accuracy 88.16 % (dense twin 89.43 %), 266,610 parameters
+(266,610), LiteRT file 1,045 KB (1,045 KB), compressed by gzip 138 KB (966 KB), encoded weights 143
+KB (1,042 KB).
 """
 
 from configs import common

