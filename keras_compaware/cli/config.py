@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 
 from keras_compaware import base, compressors, regularizers
 from keras_compaware.cli.program import UserError
+from keras_compaware.data import AUGMENTATIONS
 from keras_compaware.recipe import Recipe, Rule
 from keras_compaware.schedules import Ramp
 
 DEFAULTS: dict[str, Any] = {
-    "data": {"name": "digits", "validation": 0.1, "image_size": None},
+    "data": {"name": "digits", "validation": 0.1, "image_size": None, "augment": ""},
     "model": "small_cnn",
     "model_args": {},
     "init_from": "",
@@ -80,6 +81,8 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
     rate = merged["optimizer"]["learning_rate"]
     if not 0 < rate < math.inf:
         raise UserError(f"config.optimizer.learning_rate must be positive. Received: {rate}")
+    if merged["data"]["augment"]:  # "": images as they are
+        _named("config.data.augment", merged["data"]["augment"], AUGMENTATIONS, "augmentation")
     try:
         return json.loads(json.dumps(merged, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -316,7 +319,8 @@ def _named(where: str, name: Any, known: Mapping[str, Any], kind: str) -> Any:
 def optimizer_of(config: Mapping[str, Any], total_steps: int) -> keras.optimizers.Optimizer:
     """Returns the optimizer of a resolved configuration.
 
-    "sgd" has Nesterov momentum 0.9; the others have Keras's defaults.
+    "sgd" has Nesterov momentum 0.9; the others have Keras's defaults. The schedule "steps" takes a
+    tenth of the learning rate after half of the steps, and a hundredth after three quarters.
 
     Raises:
         UserError: If its name or schedule is unknown.
@@ -326,6 +330,11 @@ def optimizer_of(config: Mapping[str, Any], total_steps: int) -> keras.optimizer
     schedules = {
         "constant": lambda: rate,
         "cosine": lambda: keras.optimizers.schedules.CosineDecay(rate, total_steps),
+        # A boundary is the last step of the rate before it, and steps are counted from 0.
+        "steps": lambda: keras.optimizers.schedules.PiecewiseConstantDecay(
+            [math.ceil(total_steps * part) - 1 for part in (0.5, 0.75)],
+            [rate, rate / 10, rate / 100],
+        ),
     }
     schedule = _named("config.optimizer.schedule", settings["schedule"], schedules, "schedule")
     kind = _named("config.optimizer.name", settings["name"], _optimizers(), "optimizer")

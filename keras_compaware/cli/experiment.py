@@ -126,9 +126,13 @@ class Experiment:
         return model, checkpoint
 
     def batches(self, split: str) -> data.Batches:
-        """Returns a split in batches; the training split reshuffled each epoch."""
-        seed = self.config["seed"] if split == "train" else None
-        return data.batches(getattr(self.dataset, split), self.config["batch_size"], seed=seed)
+        """Returns a split in batches; the training split reshuffled and augmented each epoch."""
+        arguments = {}
+        if split == "train":
+            name = self.config["data"]["augment"]
+            arguments["seed"] = self.config["seed"]
+            arguments["augment"] = data.AUGMENTATIONS[name] if name else None
+        return data.batches(getattr(self.dataset, split), self.config["batch_size"], **arguments)
 
     def test_accuracy(self, model: keras.Model) -> tuple[float, np.ndarray]:
         """Returns Keras's accuracy on the test split in [0, 1] and the predicted classes."""

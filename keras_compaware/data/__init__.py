@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from keras_compaware.data.augment import AUGMENTATIONS, flip_crop
 from keras_compaware.data.batching import Augmentation, Batches, FollowEpoch, batches
 from keras_compaware.data.dataset import Dataset, Split
 from keras_compaware.data.loading import load
 
-__all__ = ["Augmentation", "Batches", "Dataset", "FollowEpoch", "Split", "batches", "load"]
+__all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
+    "Batches",
+    "Dataset",
+    "FollowEpoch",
+    "Split",
+    "batches",
+    "flip_crop",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

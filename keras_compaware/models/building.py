@@ -13,18 +13,30 @@ import keras
 
 from keras_compaware.models.cnn import small_cnn
 from keras_compaware.models.lenet import lenet_5, lenet_300_100
+from keras_compaware.models.mobilenet import mobilenet_v2_small
+from keras_compaware.models.resnet import resnet_20, resnet_32, resnet_56
 
 _MODELS: dict[str, Callable[..., keras.Model]] = {
-    function.__name__: function for function in (lenet_300_100, lenet_5, small_cnn)
+    function.__name__: function
+    for function in (
+        lenet_300_100,
+        lenet_5,
+        small_cnn,
+        resnet_20,
+        resnet_32,
+        resnet_56,
+        mobilenet_v2_small,
+    )
 }
 
 
 def names() -> tuple[str, ...]:
-    """Returns the names that `build` knows.
+    """Returns the names that `build` knows: networks that give an image one class.
 
     Example:
         >>> names()
-        ('lenet_300_100', 'lenet_5', 'small_cnn')
+        ('lenet_300_100', 'lenet_5', 'small_cnn', 'resnet_20', 'resnet_32', 'resnet_56',
+        'mobilenet_v2_small')
     """
     return tuple(_MODELS)
 

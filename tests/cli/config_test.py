@@ -79,6 +79,9 @@ def test_resolving_does_not_change_the_defaults():
         ({"model": 3}, "config.model must be of type str"),
         ({"rules": []}, "config.rules must be a dictionary. Received: []"),
         ({"model_args": 5}, "config.model_args must be a dictionary. Received: 5"),
+        ({"data": {"augment": "crop"}}, "config.data.augment: unknown augmentation 'crop'"),
+        ({"data": {"augment": "flip_corp"}}, "Did you mean 'flip_crop'?"),
+        ({"data": {"augment": None}}, "config.data.augment must be of type str"),
         ({"data": "mnist"}, "config.data must be a dictionary with keys of ['name',"),
         ({"optimizer": {"learning_rate": "x"}}, "config.optimizer.learning_rate must be of type"),
         ({"optimizer": {"learning_rate": 0.0}}, "config.optimizer.learning_rate must be positive"),
@@ -272,6 +275,27 @@ def test_optimizers():
 
 
 @pytest.mark.parametrize(
+    ("total_steps", "rates"),
+    [
+        (8, [0.5] * 4 + [0.05] * 2 + [0.005] * 2),
+        # Half of seven steps are 3.5, three quarters 5.25: the step that is under way is finished.
+        (7, [0.5] * 4 + [0.05] * 2 + [0.005]),
+        (2, [0.5, 0.05]),
+        (1, [0.5]),
+    ],
+)
+def test_the_learning_rate_falls_in_steps(total_steps, rates):
+    settings = {"name": "sgd", "learning_rate": 0.5, "schedule": "steps", "weight_decay": 1e-4}
+    optimizer = optimizer_of({"optimizer": settings}, total_steps)
+    assert optimizer.weight_decay == 1e-4
+    found = []
+    for step in range(total_steps):
+        optimizer.iterations.assign(step)
+        found.append(float(optimizer.learning_rate))
+    assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
         ("name", "admw", "config.optimizer.name: unknown optimizer 'admw'. Did you mean 'adamw'?"),
@@ -294,6 +318,8 @@ def test_fingerprints():
     one = fingerprint(resolve({"seed": 1}), {"backend": "jax"})
     assert one == fingerprint(resolve({"seed": 1}), {"backend": "jax"})
     assert one != fingerprint(resolve({"seed": 2}), {"backend": "jax"})
+    augmented = resolve({"seed": 1, "data": {"augment": "flip_crop"}})
+    assert one != fingerprint(augmented, {"backend": "jax"})
     assert one != fingerprint(resolve({"seed": 1}), {"backend": "torch"})
 
 

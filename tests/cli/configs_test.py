@@ -9,7 +9,12 @@ from keras_compaware.cli.config import optimizer_of, recipe_of, resolve
 from keras_compaware.cli.config_flag import load
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
-SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
+SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+}
 FILES = sorted(file for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "common"))
 
 

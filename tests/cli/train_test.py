@@ -60,7 +60,12 @@ def test_config_json_is_the_whole_configuration(finished):
     assert config == finished.report["config"]
     assert config["epochs"] == 3
     assert config["optimizer"]["name"] == "adam"  # which the file leaves out
-    assert config["data"] == {"name": "digits", "validation": 0.1, "image_size": None}
+    assert config["data"] == {
+        "name": "digits",
+        "validation": 0.1,
+        "image_size": None,
+        "augment": "",
+    }
 
 
 def test_the_plan(finished):

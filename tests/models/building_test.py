@@ -9,6 +9,10 @@ from keras_compaware import models
 from keras_compaware.models import build, names
 
 SHAPE, NUM_CLASSES = (8, 8, 1), 10
+NAMES = (
+    *("lenet_300_100", "lenet_5", "small_cnn"),
+    *("resnet_20", "resnet_32", "resnet_56", "mobilenet_v2_small"),
+)
 
 
 def linear(input_shape=SHAPE, num_classes=NUM_CLASSES):
@@ -56,13 +60,14 @@ number = 3
 
 
 def test_names_are_those_of_the_functions_that_the_package_exports():
-    assert names() == ("lenet_300_100", "lenet_5", "small_cnn")
+    assert names() == NAMES
     for name in names():
         assert name in models.__all__
         assert getattr(models, name).__name__ == name
 
 
-@pytest.mark.parametrize("name", ["lenet_300_100", "lenet_5", "small_cnn"])
+@pytest.mark.usefixtures("no_values")
+@pytest.mark.parametrize("name", NAMES)
 def test_a_known_name_builds(name):
     model = build(name, (28, 28, 1), 7)
     assert isinstance(model, keras.Model)
