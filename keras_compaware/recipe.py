@@ -413,8 +413,8 @@ class Recipe(Value):
         Example:
         >>> from keras_compaware import Every, MagnitudePruning
         >>> recipe = Recipe([Rule(".*", Every(100, MagnitudePruning(0.9), hold=True))])
-        >>> recipe.optimizer(keras.optimizers.Adam()).inner_optimizer.name
-        'adam'
+        >>> recipe.optimizer(keras.optimizers.Adam(0.01)).inner_optimizer.get_config()["beta_1"]
+        0.9
         """
         actions = [action for rule in self.rules for action in rule.actions]
         if not any(acts_in_step(action) or holds(action) for action in actions):

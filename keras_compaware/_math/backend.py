@@ -13,21 +13,22 @@ def compiled(function):
     JAX: `jit`. PyTorch: eager under `no_grad`.
     """
     backend = keras.backend.backend()
+    quick = function
     if backend == "tensorflow":
-        function = _graph_function(function)
+        quick = _graph_function(function)
     elif backend == "jax":
         import jax
 
-        function = jax.jit(function)
+        quick = jax.jit(function)
     elif backend == "torch":
         import torch
 
-        function = torch.no_grad()(function)
+        quick = torch.no_grad()(function)
 
     @functools.wraps(function)
     def call(*args):
         with float32_products():
-            return function(*args)
+            return quick(*args)
 
     return call
 
