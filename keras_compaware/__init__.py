@@ -15,7 +15,7 @@ from keras_compaware.base import (
     StraightThrough,
     Target,
 )
-from keras_compaware.compaction import CompactResult, compact, recalibrate_batch_norm
+from keras_compaware.compaction import CompactResult, compact, recalibrate_batch_norm, shrink
 from keras_compaware.compressors import (
     BinaryCodeQuantization,
     GroupPruning,
@@ -29,6 +29,7 @@ from keras_compaware.compressors import (
     WeightDecay,
     WeightNoise,
 )
+from keras_compaware.coupling import ChannelSpace, channel_spaces, register_channel_rule
 from keras_compaware.kernels import find_targets, register_kernels
 from keras_compaware.layers import Compressed
 from keras_compaware.recipe import OccasionalCompression, Plan, Recipe, Rule, compress
@@ -42,6 +43,7 @@ __all__ = [
     "AtEnd",
     "BinaryCodeQuantization",
     "Chain",
+    "ChannelSpace",
     "Code",
     "CompactResult",
     "Compressed",
@@ -75,6 +77,7 @@ __all__ = [
     "WeightClustering",
     "WeightDecay",
     "WeightNoise",
+    "channel_spaces",
     "compact",
     "compress",
     "compressors",
@@ -83,6 +86,8 @@ __all__ = [
     "layers",
     "measure",
     "recalibrate_batch_norm",
+    "register_channel_rule",
     "register_kernels",
     "regularizers",
+    "shrink",
 ]

@@ -245,6 +245,23 @@ def flat_inputs(model: keras.Model, args: tuple, kwargs: Mapping[str, Any]) -> l
     return keras.tree.flatten(given)
 
 
+def input_layers(model: keras.Model) -> list[keras.layers.InputLayer | None]:
+    """Lists the layer behind each of `model.inputs`, in their order.
+
+    Args:
+        model: a built Sequential or functional model.
+
+    Returns:
+        One entry per input; None for an input that is the output of another layer.
+    """
+    layers = {
+        id(layer.output): layer
+        for layer in model._flatten_layers(include_self=False, recursive=False)
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+    return [layers.get(id(tensor)) for tensor in model.inputs]
+
+
 class _Probe(keras.Operation):
     """Stands for one operation in a replay: has its name and shapes and nothing else."""
 

@@ -2,5 +2,6 @@
 
 from keras_compaware.compaction.batch_norm import recalibrate_batch_norm
 from keras_compaware.compaction.compact import CompactResult, CompactRow, compact
+from keras_compaware.compaction.shrink import shrink
 
-__all__ = ["CompactResult", "CompactRow", "compact", "recalibrate_batch_norm"]
+__all__ = ["CompactResult", "CompactRow", "compact", "recalibrate_batch_norm", "shrink"]

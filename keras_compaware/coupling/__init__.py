@@ -1,0 +1,32 @@
+"""Which channels of a model must be cut together: pure analysis of its graph."""
+
+from keras_compaware.coupling import layer_rules, operation_rules  # noqa: F401 (fill the table)
+from keras_compaware.coupling.flow import (
+    Channels,
+    Flow,
+    Keep,
+    Uncoupled,
+    register_channel_rule,
+)
+from keras_compaware.coupling.spaces import (
+    Analysis,
+    ChannelSpace,
+    ChannelSpaces,
+    Member,
+    analyse,
+    channel_spaces,
+)
+
+__all__ = [
+    "Analysis",
+    "ChannelSpace",
+    "ChannelSpaces",
+    "Channels",
+    "Flow",
+    "Keep",
+    "Member",
+    "Uncoupled",
+    "analyse",
+    "channel_spaces",
+    "register_channel_rule",
+]
