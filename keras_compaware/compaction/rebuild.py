@@ -55,6 +55,8 @@ def copy_weights(old, new):
     """Copies all variables of a layer into another one of the same structure."""
     for source, destination in zip(old.variables, new.variables, strict=True):
         copy_variable(source, destination)
+    if hasattr(new, "finalize_state"):  # Normalization computes with constants made from them
+        new.finalize_state()
 
 
 def copy_variable(source, destination):

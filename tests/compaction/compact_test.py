@@ -555,3 +555,14 @@ def test_numerical_rank_ignores_rounding_only():
         values[:3] = 1.0, 0.5, tail
         model.layers[0].kernel.assign((left * values) @ right)
         assert compact(model).rows[0].note == f"rank {rank} of 64"
+
+
+def test_an_adapted_normalization_layer_goes_on_normalizing():
+    x = np.random.default_rng(0).normal(5.0, 3.0, size=(32, 6)).astype("float32")
+    normalization = keras.layers.Normalization(name="normalization")
+    normalization.adapt(x)
+    model = keras.Sequential([keras.Input((6,)), normalization, keras.layers.Dense(2)])
+    small = compact(model).model
+    np.testing.assert_allclose(
+        small.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-5, atol=1e-5
+    )
