@@ -1,6 +1,7 @@
 """Building a model again with other layers, and copying models."""
 
 import copy
+import tempfile
 
 import keras
 import numpy as np
@@ -55,6 +56,15 @@ def copy_weights(old, new):
     """Copies all variables of a layer into another one of the same structure."""
     for source, destination in zip(old.variables, new.variables, strict=True):
         copy_variable(source, destination)
+    copy_adapted(old, new)
+
+
+def copy_adapted(old, new):
+    """Copies what `adapt` has left in a preprocessing layer beside its variables, copied before."""
+    if hasattr(old, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
     if hasattr(new, "finalize_state"):  # Normalization computes with constants made from them
         new.finalize_state()
 

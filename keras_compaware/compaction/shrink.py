@@ -1,11 +1,10 @@
 """Removing channels: a model in narrower layers."""
 
-import tempfile
-
 import keras
 import numpy as np
 
 from keras_compaware._graph import flat_inputs, has_graph, input_layers, trace
+from keras_compaware.compaction.rebuild import copy_adapted
 from keras_compaware.compaction.strip import compile_plainly, plain_config
 from keras_compaware.coupling import analyse
 
@@ -221,7 +220,7 @@ class _Rebuilder:
         for old, new in self._pairs:
             for source, destination in zip(old.variables, new.variables, strict=True):
                 destination.assign(self.cut(source, source))
-            _copy_what_was_adapted(old, new)
+            copy_adapted(old, new)
         for old, new in reversed(self._models):
             if new.trainable != old.trainable:
                 new.trainable = old.trainable
@@ -262,16 +261,6 @@ def _input_shape(tensor, declared):
         return declared.shape if tensor is None else tensor.shape
     pairs = zip(tensor.shape, declared.shape, strict=True)
     return tuple(size if expected is not None else None for size, expected in pairs)
-
-
-def _copy_what_was_adapted(old, new):
-    """Copies what `adapt` has left in a preprocessing layer beside its variables."""
-    if hasattr(old, "save_assets"):
-        with tempfile.TemporaryDirectory() as folder:
-            old.save_assets(folder)
-            new.load_assets(folder)
-    if hasattr(new, "finalize_state"):
-        new.finalize_state()
 
 
 def _slots(model):
