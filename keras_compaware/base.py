@@ -79,6 +79,17 @@ def check_integer(owner, name, value, low, *, optional=False):
         raise ValueError(f"{owner}: `{name}` must be at least {low}. Received: {value!r}.")
 
 
+def check_pair(owner, name, value, low, meaning):
+    """Returns `value` as a tuple; raises unless it is a pair of integers of at least `low`."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise TypeError(
+            f"{owner}: `{name}` must be a pair of integers, {meaning}. Received: {value!r}."
+        )
+    for item in value:
+        check_integer(owner, name, item, low)
+    return tuple(value)
+
+
 def check_choice(owner, name, value, choices):
     """Raises unless `value` is one of `choices`."""
     if value not in choices:

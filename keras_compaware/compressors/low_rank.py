@@ -17,6 +17,7 @@ from keras_compaware.base import (
     check_choice,
     check_integer,
     check_number,
+    check_pair,
     register,
 )
 
@@ -298,14 +299,8 @@ class Tucker2(Compressor):
         check_number("Tucker2", "ratio", self.ratio, 0.0, 1.0, low_open=True, optional=True)
         if self.ranks is None:
             return
-        if not isinstance(self.ranks, (list, tuple)) or len(self.ranks) != 2:
-            raise TypeError(
-                "Tucker2: `ranks` must be a pair of integers, for the inputs and for the outputs. "
-                f"Received: {self.ranks!r}."
-            )
-        for rank in self.ranks:
-            check_integer("Tucker2", "ranks", rank, 1)
-        object.__setattr__(self, "ranks", tuple(self.ranks))
+        meaning = "for the inputs and for the outputs"
+        object.__setattr__(self, "ranks", check_pair("Tucker2", "ranks", self.ranks, 1, meaning))
 
     @property
     def budget(self):

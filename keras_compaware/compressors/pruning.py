@@ -22,6 +22,7 @@ from keras_compaware.base import (
     check_choice,
     check_integer,
     check_number,
+    check_pair,
     register,
 )
 
@@ -262,14 +263,9 @@ class GroupPruning(Compressor):
                 "GroupPruning: give `axis` (groups are units) or `block` (groups are tiles), not "
                 f"both. Received: axis={self.axis!r}, block={self.block!r}."
             )
-        if not isinstance(self.block, (list, tuple)) or len(self.block) != 2:
-            raise TypeError(
-                "GroupPruning: `block` must be a pair of integers, rows and columns of a tile. "
-                f"Received: {self.block!r}."
-            )
-        for size in self.block:
-            check_integer("GroupPruning", "block", size, 1)
-        object.__setattr__(self, "block", tuple(self.block))
+        meaning = "rows and columns of a tile"
+        block = check_pair("GroupPruning", "block", self.block, 1, meaning)
+        object.__setattr__(self, "block", block)
 
     @property
     def budget(self):
