@@ -7,11 +7,13 @@ Everything this package does to a kernel is one of two things that Keras users k
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 from keras import ops
 
 PACKAGE = "keras_compaware"
@@ -269,6 +271,9 @@ class Compressor(Value, keras.constraints.Constraint):
     repeats = True
     """Whether encoding a decoded kernel finds the code again."""
 
+    keeps_zeros = True
+    """Whether zeros stay zero where they fill a slice, such as all that reads some input."""
+
     @property
     def budget(self):
         """Name of the argument that a `Ramp` drives, or None."""
@@ -393,6 +398,10 @@ class Chain(Compressor):
     @property
     def warm_starts(self):
         return any(compressor.warm_starts for compressor in self.compressors)
+
+    @property
+    def keeps_zeros(self):
+        return all(compressor.keeps_zeros for compressor in self.compressors)
 
     @property
     def _first(self):
@@ -538,17 +547,129 @@ class ProximalRegularizer(Value, keras.regularizers.Regularizer):
         return None
 
 
+@register
+@dataclasses.dataclass(frozen=True)
+class ChannelLayout(Value):
+    """How slices of several weights stand together as one tensor (channels, parameters).
+
+    Row c of the tensor holds all entries of the weights that belong to channel c. Where channels
+    have different numbers of entries, the rows are filled up with zeros.
+
+    Args:
+        shapes: Tuple with the shape of every weight.
+        axes: Tuple with the axis of every weight along which the channels stand.
+        index_maps: Tuple with a tuple for every weight: the channel of each entry along that axis,
+            -1 for entries that belong to none.
+        size: Integer: number of channels.
+
+    Example:
+    >>> import numpy as np
+    >>> layout = ChannelLayout(((3, 2), (2,)), axes=(1, 0), index_maps=((0, 1), (0, 1)), size=2)
+    >>> kernel, bias = np.arange(6.0).reshape(3, 2), np.array([7.0, 8.0])
+    >>> rows = layout.gather([kernel, bias])
+    >>> np.asarray(keras.ops.convert_to_numpy(rows)).tolist()
+    [[0.0, 2.0, 4.0, 7.0], [1.0, 3.0, 5.0, 8.0]]
+    """
+
+    shapes: tuple
+    axes: tuple
+    index_maps: tuple
+    size: int
+
+    def __post_init__(self):
+        for name in ("shapes", "axes", "index_maps"):
+            object.__setattr__(self, name, _as_tuples(getattr(self, name)))
+
+    @property
+    def shape(self):
+        """Shape of the tensor."""
+        widths = [
+            order.shape[1] * _rest(shape, axis)
+            for shape, axis, (order, _) in zip(self.shapes, self.axes, self._places, strict=True)
+        ]
+        return (self.size, sum(widths))
+
+    @property
+    def num_parameters(self):
+        """Number of entries of the weights that belong to channels."""
+        return sum(
+            sum(place >= 0 for place in index_map) * _rest(shape, axis)
+            for shape, axis, index_map in zip(self.shapes, self.axes, self.index_maps, strict=True)
+        )
+
+    def gather(self, weights):
+        """Returns the tensor (channels, parameters) of weights, which have the layout's shapes."""
+        rows = []
+        for weight, axis, (order, _) in zip(weights, self.axes, self._places, strict=True):
+            entries = ops.moveaxis(weight, axis, 0)
+            entries = ops.reshape(entries, (entries.shape[0], -1))
+            if order.max() == entries.shape[0]:  # stands for entries that some channels do not have
+                entries = ops.pad(entries, ((0, 1), (0, 0)))
+            entries = ops.take(entries, order.reshape(-1), axis=0)
+            rows.append(ops.reshape(entries, (self.size, -1)))
+        return ops.concatenate(rows, axis=1)
+
+    def scatter(self, tensor, weights):
+        """Returns the weights with the entries that belong to channels taken from a tensor."""
+        results, begin = [], 0
+        for weight, shape, axis, (order, places) in zip(
+            weights, self.shapes, self.axes, self._places, strict=True
+        ):
+            rest = _rest(shape, axis)
+            end = begin + order.shape[1] * rest
+            entries = ops.reshape(tensor[:, begin:end], (order.size, rest))
+            entries = ops.cast(ops.take(entries, np.maximum(places, 0), axis=0), weight.dtype)
+            others = (*shape[:axis], *shape[axis + 1 :])
+            entries = ops.moveaxis(ops.reshape(entries, (shape[axis], *others)), 0, axis)
+            if (places < 0).any():
+                inside = (places >= 0).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+                entries = ops.where(inside, entries, weight)
+            results.append(entries)
+            begin = end
+        return results
+
+    @functools.cached_property
+    def _places(self):
+        """For every weight `(entries of each channel (channels, most), place of each entry)`.
+
+        Where a channel has fewer entries than others, its row ends in the number of all entries.
+        """
+        found = []
+        for index_map in map(np.asarray, self.index_maps):
+            order = np.argsort(index_map, kind="stable")[np.count_nonzero(index_map < 0) :]
+            channel = index_map[order]
+            counts = np.bincount(channel, minlength=self.size)
+            slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+            table = np.full((self.size, counts.max()), len(index_map))
+            table[channel, slot] = order
+            places = np.full(len(index_map), -1)
+            places[order] = channel * table.shape[1] + slot
+            found.append((table, places))
+        return found
+
+
+def _as_tuples(value):
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else int(value)
+
+
+def _rest(shape, axis):
+    """Number of entries for each place along an axis."""
+    return math.prod(shape[:axis]) * math.prod(shape[axis + 1 :])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Target:
-    """What a map is applied to: usually one kernel, by its name in the tree of layers.
+    """What a map is applied to: one kernel, or slices of several weights that share their fate.
 
     Args:
         name: Unique path of layer names and the kernel's attribute: `backbone/conv1/kernel`.
         variables: The `keras.Variable`s that `read` and `write` touch.
         axes: Axes of the tensor that `read` returns.
-        layer: The layer that owns the kernel.
+        layer: The layer that owns the kernel (of several weights, the first).
         aliases: Further names under which the same variable is found (tied weights).
         is_head: Whether the kernel produces an output of the model (the classifier).
+        layout: None for one kernel as it is; or a `ChannelLayout`: the target is the tensor
+            (channels, parameters) of the variables' slices.
     """
 
     name: str
@@ -557,25 +678,36 @@ class Target:
     layer: object = None
     aliases: tuple = ()
     is_head: bool = False
+    layout: ChannelLayout | None = None
 
     @property
     def shape(self):
         """Shape of the tensor that `read` returns."""
-        return tuple(self.variables[0].shape)
+        return tuple(self.variables[0].shape) if self.layout is None else self.layout.shape
+
+    @property
+    def dtype(self):
+        """Dtype of the tensor that `read` returns, a string."""
+        return keras.backend.standardize_dtype(self.variables[0].dtype)
 
     @property
     def num_parameters(self):
         """Number of entries."""
-        return math.prod(self.shape)
+        return math.prod(self.shape) if self.layout is None else self.layout.num_parameters
 
     def read(self):
         """Returns the tensor."""
-        return self.variables[0].value
+        if self.layout is None:
+            return self.variables[0].value
+        return self.layout.gather(map(ops.convert_to_tensor, self.variables))
 
     def write(self, value):
         """Overwrites the tensor."""
-        variable = self.variables[0]
-        variable.assign(ops.cast(value, variable.dtype))
+        parts = [value]
+        if self.layout is not None:
+            parts = self.layout.scatter(value, map(ops.convert_to_tensor, self.variables))
+        for variable, part in zip(self.variables, parts, strict=True):
+            variable.assign(ops.cast(part, variable.dtype))
 
 
 def _check_window(owner, every, begin, end):

@@ -21,6 +21,7 @@ from keras_compaware.base import (
     register,
 )
 from keras_compaware.compaction.rebuild import clone, copy_model
+from keras_compaware.coupling import coupled_targets
 from keras_compaware.kernels import check_where, find_targets, matches, reason_to_skip
 from keras_compaware.layers import Compressed
 from keras_compaware.layers.compressed import compressed_layers
@@ -231,10 +232,19 @@ class Recipe(Value):
     typo must not train for a day uncompressed); what is left alone is listed in the plan with its
     reason.
 
+    The rules of `channels` act on channel spaces in the same way: a target is then everything that
+    is cut together with a channel, for all channels of a space, a matrix (channels, parameters).
+    `Proximal(GroupLasso(1e-3))` or `Every(100, GroupPruning(0.5))` sets whole rows to zero, and
+    `compact` removes these channels physically. Where both kinds of rules act at one step, those
+    for kernels come first; at the end of training those for channels.
+
     Args:
-        rules: Sequence of `Rule`s.
+        rules: Sequence of `Rule`s for kernels; may be empty if there are some for channels.
         strict: Whether kernels that cannot be compressed (unknown layers, frozen ones) are an
             error unless a rule with `Skip` takes them. Default False: they are listed in the plan.
+        channels: Sequence of `Rule`s for channel spaces, whose targets are called
+            "<name of the space>/channels". `Every`, `Proximal`, `AtEnd` and `Skip` can act on
+            them. Default: none.
 
     Example:
     >>> from keras_compaware import Every, LowRank, Skip
@@ -255,40 +265,34 @@ class Recipe(Value):
     head/kernel    Dense  64x10  left alone: left alone by a rule
     """
 
-    def __init__(self, rules, strict=False):
-        rules = tuple(rules)
-        if not rules:
-            raise ValueError("Recipe: give at least one rule.")
-        for rule in rules:
-            if not isinstance(rule, Rule):
-                raise TypeError(
-                    "Recipe: `rules` must be a sequence of Rule(where, *actions). "
-                    f"Received: {rule!r}."
-                )
-        self.rules = rules
+    def __init__(self, rules=(), strict=False, channels=()):
+        self.rules = _checked_rules("rules", rules)
         self.strict = bool(strict)
+        self.channels = _checked_rules("channels", channels)
+        if not (self.rules or self.channels):
+            raise ValueError("Recipe: give at least one rule.")
+        _refuse_what_channels_cannot_do(self.channels)
+        _refuse_what_undoes_channels(self.rules, self.channels)
 
     def get_config(self):
-        return {"rules": self.rules, "strict": self.strict}
+        return {"rules": self.rules, "strict": self.strict, "channels": self.channels}
 
     @classmethod
     def from_config(cls, config):
-        rules = config["rules"]
-        if isinstance(rules, dict):
-            rules = keras.saving.deserialize_keras_object(rules)
-        rules = [
-            keras.saving.deserialize_keras_object(r) if isinstance(r, dict) else r for r in rules
-        ]
-        return cls(rules, config["strict"])
+        rules = map(_deserialized_rules, (config["rules"], config["channels"]))
+        return cls(next(rules), config["strict"], next(rules))
 
     def __eq__(self, other):
         return isinstance(other, Recipe) and self.get_config() == other.get_config()
 
     def __hash__(self):
-        return hash((self.rules, self.strict))
+        return hash((self.rules, self.strict, self.channels))
 
     def __repr__(self):
-        return f"Recipe([{', '.join(map(repr, self.rules))}])"
+        rules = f"[{', '.join(map(repr, self.rules))}]"
+        if self.channels:
+            rules += f", channels=[{', '.join(map(repr, self.channels))}]"
+        return f"Recipe({rules})"
 
     def plan(self, model):
         """Returns the `Plan` for a model. Nothing is changed.
@@ -296,30 +300,14 @@ class Recipe(Value):
         Raises:
             ValueError: If a rule takes no kernel, or an action does not fit a kernel.
         """
-        targets, skipped = find_targets(model)
-        self._refuse_unknown_outputs(model)
-        taken = collections.Counter()
-        rows, assignments, waived = [], [], set()
-        for target in targets:
-            number = self._first_match(target)
-            actions, reason = self._actions_for(target, number)
-            if number is not None:
-                taken[number] += 1
-            if actions:
-                assignments.append(Assignment(target, actions))
-            kind = type(target.layer).__name__
-            rows.append(PlanRow(target.name, kind, target.shape, actions, reason))
-        for entry in skipped:
-            rows.append(PlanRow(entry.name, type(entry.layer).__name__, (), (), entry.reason))
-            number = self._first_match(entry, _matches_skipped)
-            if number is not None and isinstance(self.rules[number].actions[0], Skip):
-                taken[number] += 1
-                waived.add(entry.name)
-        self._check_rules_take_something(taken, targets, skipped, model)
-        open_questions = [entry for entry in skipped if entry.name not in waived]
-        if self.strict and open_questions:
-            reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in open_questions)
-            raise ValueError(f"Recipe(strict=True): some kernels cannot be compressed: {reasons}.")
+        self._refuse_without_graph(model)
+        rows, assignments = [], []
+        if self.rules:
+            targets, skipped = find_targets(model)
+            rows, assignments = _planned(self.rules, targets, skipped, "kernel", model, self.strict)
+        if self.channels:
+            found = _planned(self.channels, *coupled_targets(model), "channel space", model)
+            rows, assignments = rows + found[0], assignments + found[1]
         return Plan(tuple(rows), tuple(assignments))
 
     def wrap(self, model):
@@ -392,7 +380,8 @@ class Recipe(Value):
                         "`model = recipe.wrap(model)` before compiling, then "
                         "`recipe.callbacks(model)`."
                     )
-        skips = all(isinstance(rule.actions[0], Skip) for rule in self.rules)
+        rules = (*self.rules, *self.channels)
+        skips = all(isinstance(rule.actions[0], Skip) for rule in rules)
         if not plan.assignments and not skips:
             raise ValueError(f"Recipe: there is nothing to compress.\n{plan}")
         bind_optimizer(plan.assignments, model)
@@ -416,7 +405,7 @@ class Recipe(Value):
         >>> recipe.optimizer(keras.optimizers.Adam(0.01)).inner_optimizer.get_config()["beta_1"]
         0.9
         """
-        actions = [action for rule in self.rules for action in rule.actions]
+        actions = [action for rule in (*self.rules, *self.channels) for action in rule.actions]
         if not any(acts_in_step(action) or holds(action) for action in actions):
             return inner
         optimizer = CompressionOptimizer(inner)
@@ -425,19 +414,32 @@ class Recipe(Value):
         return optimizer
 
     def final_compressors(self, model):
-        """Returns `{target name: Compressor}`: what holds exactly when training has ended.
+        """Returns `{kernel name: Compressor}`: what kernels are when training has ended.
 
-        Several compressors on one target are chained.
+        Several compressors on one kernel are chained.
         """
-        finals = {}
-        for assignment in self.plan(model).assignments:
+        return {
+            assignment.target.name: compressor
+            for assignment, compressor in self._final(model)
+            if assignment.target.layout is None
+        }
+
+    def _final(self, model):
+        """Yields the assignments with the compressor that holds at the end, channels first."""
+        assignments = self.plan(model).assignments
+        for assignment in sorted(assignments, key=lambda a: a.target.layout is None):
             compressors = list(assignment.compressors.values())
             if compressors:
-                only = len(compressors) == 1
-                finals[assignment.target.name] = compressors[0] if only else Chain(compressors)
-        return finals
+                yield assignment, compressors[0] if len(compressors) == 1 else Chain(compressors)
 
-    def _refuse_unknown_outputs(self, model):
+    def _refuse_without_graph(self, model):
+        if self.channels and not has_graph(model):
+            raise ValueError(
+                f"Rules for channels need to know which layers read which channels, and the model "
+                f"'{model.name}' ({type(model).__name__}) has no static graph (subclassed, or not "
+                "built). Build it as a functional or Sequential model that begins with "
+                "keras.Input(shape), or use rules for its kernels."
+            )
         if not has_graph(model) and any(rule.where is None for rule in self.rules):
             raise ValueError(
                 f"A rule takes all kernels but those that produce the model's outputs, and of the "
@@ -446,45 +448,129 @@ class Recipe(Value):
                 "Rule('hidden', ...), `where='hidden'`; '.*' stands for all."
             )
 
-    def _first_match(self, target, matches=matches):
-        for number, rule in enumerate(self.rules):
-            if matches(rule.where, target):
-                return number
-        return None
 
-    def _actions_for(self, target, number):
-        if number is None:
-            reason = "it produces the model's output" if target.is_head else "no rule takes it"
-            return (), reason
-        actions = self.rules[number].actions
-        if isinstance(actions[0], Skip):
-            return (), actions[0].reason
-        reasons = {action: _reason_against(action, target) for action in actions}
-        kept = tuple(action for action in actions if not reasons[action])
-        return kept, "; ".join(dict.fromkeys(filter(None, reasons.values())))
+def _checked_rules(name, rules):
+    rules = tuple(rules)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(
+                f"Recipe: `{name}` must be a sequence of Rule(where, *actions). Received: {rule!r}."
+            )
+    return rules
 
-    def _check_rules_take_something(self, taken, targets, skipped, model):
-        for number, rule in enumerate(self.rules):
-            if taken[number]:
-                continue
-            matched = [target for target in targets if matches(rule.where, target)]
-            hopeless = [entry for entry in skipped if _matches_skipped(rule.where, entry)]
+
+def _deserialized_rules(rules):
+    if isinstance(rules, dict):
+        rules = keras.saving.deserialize_keras_object(rules)
+    return [keras.saving.deserialize_keras_object(r) if isinstance(r, dict) else r for r in rules]
+
+
+def _subject(action):
+    """What an action applies, or None."""
+    names = ("constraint", "compressor", "regularizer")
+    return next(filter(None, (getattr(action, name, None) for name in names)), None)
+
+
+def _refuse_what_channels_cannot_do(channels):
+    for rule in channels:
+        for action in rule.actions:
+            subject = _subject(action)
+            if isinstance(action, (StraightThrough, Penalty)):
+                raise ValueError(
+                    f"Recipe: {type(action).__name__} acts inside one layer, and the rule for "
+                    f"channels {rule!r} is for slices of several. Use Proximal, Every or AtEnd."
+                )
+            if getattr(subject, "axis", None) == "outputs":
+                raise ValueError(
+                    f"Recipe: the rule for channels {rule!r} groups along the outputs. The rows of "
+                    "a target of channels are the channels: leave `axis` at 'inputs'."
+                )
+            if getattr(subject, "needs_decomposition", False):
+                raise ValueError(
+                    f"Recipe: {subject} decomposes one kernel, and the rule for channels {rule!r} "
+                    "is for slices of several. Put it into `rules`."
+                )
+
+
+def _refuse_what_undoes_channels(rules, channels):
+    if all(isinstance(rule.actions[0], Skip) for rule in channels):
+        return
+    for rule in rules:
+        for subject in map(_subject, rule.actions):
+            if isinstance(subject, Compressor) and not subject.keeps_zeros:
+                raise ValueError(
+                    f"Recipe: {subject} does not keep zeros, so no channel of the kernels of "
+                    f"{rule!r} would be removed. Train with the rules for channels first, and then "
+                    "`compact(model).model` with this rule."
+                )
+
+
+def _planned(rules, targets, skipped, what, model, strict=False):
+    """Returns `(rows, assignments)` of rules on targets, each of which is a `what`."""
+    taken = collections.Counter()
+    rows, assignments, waived = [], [], set()
+    for target in targets:
+        number = _first_match(rules, target)
+        actions, reason = _actions_for(target, None if number is None else rules[number])
+        if number is not None:
+            taken[number] += 1
+        if actions:
+            assignments.append(Assignment(target, actions))
+        kind = type(target.layer).__name__
+        rows.append(PlanRow(target.name, kind, target.shape, actions, reason))
+    for entry in skipped:
+        rows.append(PlanRow(entry.name, type(entry.layer).__name__, (), (), entry.reason))
+        number = _first_match(rules, entry, _matches_skipped)
+        if number is not None and isinstance(rules[number].actions[0], Skip):
+            taken[number] += 1
+            waived.add(entry.name)
+    _check_rules_take_something(rules, taken, targets, skipped, what, model)
+    open_questions = [entry for entry in skipped if entry.name not in waived]
+    if strict and open_questions:
+        reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in open_questions)
+        raise ValueError(f"Recipe(strict=True): some kernels cannot be compressed: {reasons}.")
+    return rows, assignments
+
+
+def _first_match(rules, target, matches=matches):
+    for number, rule in enumerate(rules):
+        if matches(rule.where, target):
+            return number
+    return None
+
+
+def _actions_for(target, rule):
+    if rule is None:
+        reason = "it produces the model's output" if target.is_head else "no rule takes it"
+        return (), reason
+    if isinstance(rule.actions[0], Skip):
+        return (), rule.actions[0].reason
+    reasons = {action: _reason_against(action, target) for action in rule.actions}
+    kept = tuple(action for action in rule.actions if not reasons[action])
+    return kept, "; ".join(dict.fromkeys(filter(None, reasons.values())))
+
+
+def _check_rules_take_something(rules, taken, targets, skipped, what, model):
+    for number, rule in enumerate(rules):
+        if taken[number]:
+            continue
+        matched = [target for target in targets if matches(rule.where, target)]
+        hopeless = [entry for entry in skipped if _matches_skipped(rule.where, entry)]
+        if matched:
+            first = _first_match(rules, matched[0])
+            why = f"'{matched[0].name}' is taken by rule {first + 1}, {rules[first]!r}"
+        elif hopeless:
+            entry = hopeless[0]
+            why = f"it matches only what cannot be compressed: {entry.name}: {entry.reason}"
+        else:
             known = ", ".join(target.name for target in targets) or "none"
-            if matched:
-                first = self._first_match(matched[0])
-                why = f"'{matched[0].name}' is taken by rule {first + 1}, {self.rules[first]!r}"
-            elif hopeless:
-                entry = hopeless[0]
-                why = f"it matches only what cannot be compressed: {entry.name}: {entry.reason}"
-            else:
-                why = f"kernels of the model '{model.name}': {known}"
-            raise ValueError(f"Rule {number + 1}, {rule!r}, takes no kernel: {why}.")
+            why = f"{what}s of the model '{model.name}': {known}"
+        raise ValueError(f"Rule {number + 1}, {rule!r}, takes no {what}: {why}.")
 
 
 def _reason_against(action, target):
     """Why an action has nothing to gain on a target, or None."""
-    subjects = (getattr(action, name, None) for name in ("constraint", "compressor", "regularizer"))
-    return next(filter(None, (reason_to_skip(subject, target) for subject in subjects)), None)
+    return reason_to_skip(_subject(action), target)
 
 
 def _matches_skipped(where, entry):
@@ -605,18 +691,17 @@ def compress(model, recipe):
     16
     """
     recipe = as_recipe(recipe)
-    if not recipe.final_compressors(model):
+    copy = copy_model(model)
+    done = set()
+    for assignment, compressor in recipe._final(copy):
+        target = assignment.target
+        done.update(id(variable) for variable in target.variables)
+        overwrite(target, compressor.settle(target.read(), target.axes))
+    if not done:
         raise ValueError(
             f"compress: {recipe!r} has no compressor for any kernel; proximal maps and penalties "
             "act in training only."
         )
-    copy = copy_model(model)
-    finals = recipe.final_compressors(copy)
-    done = set()
-    for target in find_targets(copy)[0]:
-        if target.name in finals:
-            done.add(id(target.variables[0]))
-            overwrite(target, finals[target.name].settle(target.read(), target.axes))
     for layer in compressed_layers(copy):
         if any(id(target.variables[0]) in done for target in layer.targets):
             layer.release()

@@ -6,8 +6,15 @@ from keras import ops
 
 
 def svd(matrix):
-    """Returns `(left (s, m, k), values (s, k), right (s, k, n))` with k = min(m, n)."""
-    return ops.svd(matrix, full_matrices=False)
+    """Returns `(left (s, m, k), values (s, k), right (s, k, n))` with k = min(m, n).
+
+    Where rows or columns of the matrix are zero, those of the singular vectors are exactly zero as
+    well.
+    """
+    left, values, right = ops.svd(matrix, full_matrices=False)
+    filled = ops.not_equal(matrix, 0)
+    rows, columns = ops.any(filled, axis=-1, keepdims=True), ops.any(filled, axis=-2, keepdims=True)
+    return left * ops.cast(rows, left.dtype), values, right * ops.cast(columns, right.dtype)
 
 
 def polar_factor(matrix, smallest=1e-4):

@@ -38,12 +38,14 @@ DEFAULTS: dict[str, Any] = {
         "weight_decay": 0.0,
     },
     "rules": {},
+    "channels": {},
+    "shrink": {},
     "recalibrate_steps": 100,
 }
 """Every key that a configuration may have, with the value of those that it leaves out."""
 
 _SUBJECTS = ("constraint", "compressor", "regularizer")  # what actions call what they apply
-_FREE = ("model_args", "rules")  # their keys are checked by the model and by the rules
+_FREE = ("model_args", "rules", "channels", "shrink")  # what reads them checks their keys
 _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, math.inf),
     "batch_size": (1, math.inf),
@@ -361,7 +363,7 @@ def _optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
 
 def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configuration of the dense twin: the same run without rules."""
-    return {**copy.deepcopy(dict(config)), "rules": {}}
+    return {**copy.deepcopy(dict(config)), "rules": {}, "channels": {}, "shrink": {}}
 
 
 def fingerprint(config: Mapping[str, Any], extra: Mapping[str, Any]) -> str:

@@ -10,13 +10,17 @@ from keras import ops
 
 from keras_compaware._graph import calls, has_graph
 from keras_compaware._text import text_table
+from keras_compaware.compaction.dead_channels import live_channels
 from keras_compaware.compaction.factorise import (
     FACTORISABLE,
+    cut_code,
     factorised_layer,
     find_factorisation,
 )
 from keras_compaware.compaction.rebuild import clone
+from keras_compaware.compaction.shrink import shrink
 from keras_compaware.compaction.strip import compile_plainly, plain_config, stripped_layer
+from keras_compaware.coupling import analyse
 from keras_compaware.kernels import find_targets
 from keras_compaware.layers import Compressed
 from keras_compaware.layers.compressed import compressed_layers
@@ -45,36 +49,62 @@ class CompactRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChannelRow:
+    """How many channels of a space compaction has left.
+
+    Args:
+        name: Name of the space.
+        before: Number of channels before.
+        after: Number of channels after: those that something reads.
+    """
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclasses.dataclass(frozen=True)
 class CompactResult:
-    """A compacted model and how it came about; `print` shows a table.
+    """A compacted model and how it came about; `print` shows tables.
 
     Args:
         model: The new model: plain Keras layers only.
-        rows: Tuple of `CompactRow`s, one for each layer that was considered.
+        rows: Tuple of `CompactRow`s, one for each layer that was considered for factors.
         max_error: Largest difference between the outputs of the two models on random inputs,
             relative to the largest output.
+        channels: Tuple of `ChannelRow`s, one for each space that lost channels.
     """
 
     model: keras.Model
     rows: tuple
     max_error: float
+    channels: tuple = ()
 
     def __str__(self):
-        return text_table(
+        layers = text_table(
             ("layer", "class", "parameters", "what happened"),
             [(row.name, row.layer, f"{row.before} -> {row.after}", row.note) for row in self.rows],
         )
+        if not self.channels:
+            return layers
+        channels = text_table(
+            ("channels that nothing reads are removed", "channels"),
+            [(row.name, f"{row.before} -> {row.after}") for row in self.channels],
+        )
+        return f"{channels}\n\n{layers}"
 
 
 def compact(model, codes=None):
     """Returns a smaller model that computes the same function, in plain Keras layers.
 
     Straight-through wrappers are replaced by their layers with the compressed kernels, and the
-    regularizers, constraints and optimizer wrapper of this package are taken off; then every Dense
-    and convolution layer whose kernel has low rank becomes a `Sequential` of two layers (of three,
-    a convolution whose input and output modes have low rank: Tucker-2) under the old name,
-    provided that this saves parameters and multiply-accumulates. No recipe is needed: ranks are
-    read off the kernels. The file of the new model loads with plain `keras.models.load_model`.
+    regularizers, constraints and optimizer wrapper of this package are taken off. Channels that
+    nothing reads are removed (see `shrink`): all weights that could read them are zero, or belong
+    to channels that nothing reads. Then every Dense and convolution layer whose kernel has low
+    rank becomes a `Sequential` of two layers (of three, a convolution whose input and output modes
+    have low rank: Tucker-2) under the old name, provided that this saves parameters and
+    multiply-accumulates. No recipe is needed: zeros and ranks are read off the kernels. The file of
+    the new model loads with plain `keras.models.load_model`.
 
     Regularizers of the kernel are not taken over to its factors. A compiled model stays compiled,
     with a fresh optimizer of the same configuration.
@@ -84,6 +114,7 @@ def compact(model, codes=None):
         codes: Mapping from target names to `Code`s of factors, as a `CompressionCallback`
             leaves them in `codes` when it has quantized the factors of a low-rank kernel: these
             factors are taken, where a decomposition would find others that are not quantized.
+            They lose the removed channels like the kernels.
 
     Returns:
         A `CompactResult`.
@@ -101,29 +132,30 @@ def compact(model, codes=None):
     ----------------------------------------
     wide   Dense  4160 -> 192  rank 1 of 64
     """
-    rows, fills = [], []
+    codes = _known_codes(model, codes or {})
+    whole, model = model, _without_wrappers(model)
+    model, channels, codes = _without_dead_channels(model, codes)
+    codes = _by_variable(model, codes)
+    rows, copies = [], []
     sizes = _input_sizes(model)
-    codes = _codes_by_variable(model, codes or {})
 
     def change(layer):
-        inner = layer.layer if isinstance(layer, Compressed) else layer
-        _refuse_hidden_wrappers(inner)
         new, fill = stripped_layer(layer)
-        if isinstance(inner, FACTORISABLE) and inner.built:
-            code = codes.get(id(inner.kernel))
-            reason, found = _factorisation(layer, inner, sizes.get(id(layer), ()), code)
+        if isinstance(layer, FACTORISABLE) and layer.built:
+            reason, found = _factorisation(
+                layer, sizes.get(id(layer), ()), codes.get(id(layer.kernel))
+            )
             if found is not None:
-                new, fill = factorised_layer(inner, found, plain_config(inner))
-            rows.append(_row(inner, found, reason))
-        fills.append((new, fill))
+                new, fill = factorised_layer(layer, found, plain_config(layer))
+            rows.append(_row(layer, found, reason))
+        copies.append((new, fill))
         return new, None
 
     small = clone(model, change)
-    for new, fill in fills:
+    for new, fill in copies:
         fill(new)
     compile_plainly(small)
-    max_error = _compare(model, small)
-    return CompactResult(small, tuple(rows), max_error)
+    return CompactResult(small, tuple(rows), _compare(whole, small), channels)
 
 
 def _input_sizes(model):
@@ -135,6 +167,24 @@ def _input_sizes(model):
     return sizes
 
 
+def _without_wrappers(model):
+    """Returns the model with its straight-through layers replaced by plain ones, if it has any."""
+    if not compressed_layers(model):
+        return model
+    copies = []
+
+    def change(layer):
+        _refuse_hidden_wrappers(layer.layer if isinstance(layer, Compressed) else layer)
+        new, fill = stripped_layer(layer)
+        copies.append((new, fill))
+        return new, None
+
+    plain = clone(model, change)
+    for new, fill in copies:
+        fill(new)
+    return plain
+
+
 def _refuse_hidden_wrappers(outer):
     for layer in compressed_layers(outer):
         raise ValueError(
@@ -144,38 +194,57 @@ def _refuse_hidden_wrappers(outer):
         )
 
 
-def _codes_by_variable(model, codes):
-    known = {target.name: id(target.variables[0]) for target in find_targets(model)[0]}
+def _without_dead_channels(model, codes):
+    """Returns `(model without channels that nothing reads, rows, codes cut like their kernels)`."""
+    if not has_graph(model):
+        return model, (), codes
+    analysis = analyse(model)
+    masks = live_channels(analysis)
+    if not masks:
+        return model, (), codes
+    rows = tuple(
+        ChannelRow(name, mask.size, int(np.count_nonzero(mask))) for name, mask in masks.items()
+    )
+    variables = {target.name: target.variables[0] for target in find_targets(model)[0]}
+    keep, bindings = analysis.keep(masks), analysis.flow.bindings.values()
+    cut = {}
+    for name, code in codes.items():
+        axes = {b.axis: keep.mask(b.ids) for b in bindings if b.variable is variables[name]}
+        cut[name] = cut_code(code, axes)
+    return shrink(model, masks), rows, cut
+
+
+def _known_codes(model, codes):
+    """Returns the codes of factors, by the names of their kernels."""
+    known = {target.name for target in find_targets(model)[0]}
     for name in codes:
         if name not in known:
             raise ValueError(
                 f"compact: there is no kernel '{name}', for which `codes` has a code. Kernels of "
-                f"the model '{model.name}': {', '.join(known) or 'none'}."
+                f"the model '{model.name}': {', '.join(sorted(known)) or 'none'}."
             )
-    return {known[name]: code.plain() for name, code in codes.items() if code.split is not None}
+    return {name: code.plain() for name, code in codes.items() if code.split is not None}
 
 
-def _factorisation(layer, inner, input_shapes, code):
+def _by_variable(model, codes):
+    targets = find_targets(model)[0] if codes else ()
+    return {id(t.variables[0]): codes[t.name] for t in targets if t.name in codes}
+
+
+def _factorisation(layer, input_shapes, code):
     """Returns `(reason, None)` or `("", Factorisation)`."""
-    if type(inner) not in FACTORISABLE:
-        return (
-            f"a subclass of a Keras layer ({type(inner).__name__}) may compute something else",
-            None,
-        )
-    if getattr(inner, "quantization_mode", None) is not None:
-        return f"quantized by Keras ({inner.quantization_mode})", None
-    if getattr(inner, "lora_enabled", False):
+    if type(layer) not in FACTORISABLE:
+        kind = type(layer).__name__
+        return f"a subclass of a Keras layer ({kind}) may compute something else", None
+    if getattr(layer, "quantization_mode", None) is not None:
+        return f"quantized by Keras ({layer.quantization_mode})", None
+    if getattr(layer, "lora_enabled", False):
         return "LoRA is enabled", None
-    kernel = inner.kernel.value
-    if isinstance(layer, Compressed):
-        for target, forward in layer.forward_kernels():
-            if target.variables[0] is inner.kernel:
-                kernel = forward
-    kernel = ops.convert_to_numpy(ops.cast(kernel, "float32"))
+    kernel = ops.convert_to_numpy(ops.cast(layer.kernel.value, "float32"))
     try:
-        found = find_factorisation(inner, kernel, input_shapes, code)
+        found = find_factorisation(layer, kernel, input_shapes, code)
     except ValueError as error:
-        raise ValueError(f"compact: '{inner.name}': {error}") from error
+        raise ValueError(f"compact: '{layer.name}': {error}") from error
     return (found, None) if isinstance(found, str) else ("", found)
 
 

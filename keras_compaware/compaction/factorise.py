@@ -117,21 +117,48 @@ def _coded(kernel, axes, code):
     }
     form = code.split
     split = "channel" if form == "tucker" else form
-    matrix, fold = matricise(ops.zeros(code.shape, "float32"), code.axes, split)
+    matrix, fold = matricise(ops.zeros(kernel.shape, "float32"), axes, split)
     if form == "tucker":
         first, core, last = parts.values()
         product = (first[:, None] @ core @ last[:, None]).reshape(matrix.shape)
     else:
         product = parts["left"] @ parts["right"]
-    restored = ops.convert_to_numpy(fold(ops.convert_to_tensor(product)))
-    same = restored.shape == kernel.shape
-    if not same or np.max(np.abs(restored - kernel)) > 1e-4 * np.max(np.abs(kernel)):
+    same = product.shape == tuple(matrix.shape)
+    if same:
+        restored = ops.convert_to_numpy(fold(ops.convert_to_tensor(product)))
+        same = np.max(np.abs(restored - kernel)) <= 1e-4 * np.max(np.abs(kernel))
+    if not same:
         raise ValueError(
             "the kernel has changed since its code was made. Expected: the codes of the callback "
             "that ended the last training of this very model, `callback.codes`; without codes, "
             "compact() decomposes the kernels."
         )
     return _factorisation(kernel, axes, form, parts)
+
+
+def cut_code(code, masks):
+    """Returns a code of factors without what belongs to removed channels of its kernel.
+
+    Args:
+        code: A `Code` whose parts are arrays.
+        masks: Dict from axes of the kernel to boolean masks of what is kept along them.
+    """
+    kept = np.ones(code.shape, "float32")
+    for axis, mask in masks.items():
+        np.moveaxis(kept, axis, 0)[~mask] = 0
+    split = "channel" if code.split == "tucker" else code.split
+    matrix, _ = matricise(ops.convert_to_tensor(kept), code.axes, split)
+    matrix = ops.convert_to_numpy(matrix) > 0
+    stack = matrix.any(axis=(1, 2))
+    rows, columns = matrix[stack][0].any(axis=1), matrix[stack][0].any(axis=0)
+    parts = {name: ops.convert_to_numpy(part) for name, part in code.parts.items()}
+    parts = {name: part[stack] for name, part in parts.items()}
+    if code.split == "tucker":
+        rows = rows.reshape(-1, parts["input"].shape[1]).any(axis=0)
+        parts |= {"input": parts["input"][:, rows], "output": parts["output"][:, :, columns]}
+    else:
+        parts |= {"left": parts["left"][:, rows], "right": parts["right"][:, :, columns]}
+    return dataclasses.replace(code, parts=parts)
 
 
 def _svd(matrix):

@@ -212,6 +212,7 @@ class BinaryCodeQuantization(_PerRow):
         check_integer(type(self).__name__, "rounds", self.rounds, 0)
 
     repeats = False
+    keeps_zeros = False
 
     @property
     def warm_starts(self):
@@ -284,6 +285,7 @@ class WeightClustering(_PerRow):
     rounds: int = 20
 
     warm_starts = True
+    keeps_zeros = False
 
     def __post_init__(self):
         self._check_integer("num_clusters", 2, 65536)

@@ -16,6 +16,7 @@ from keras_compaware.coupling.spaces import (
     analyse,
     channel_spaces,
 )
+from keras_compaware.coupling.targets import coupled_targets
 
 __all__ = [
     "Analysis",
@@ -28,5 +29,6 @@ __all__ = [
     "Uncoupled",
     "analyse",
     "channel_spaces",
+    "coupled_targets",
     "register_channel_rule",
 ]

@@ -20,6 +20,7 @@ from keras_compaware.base import (
 from keras_compaware.kernels import find_targets
 from keras_compaware.layers.compressed import compressed_layers
 from keras_compaware.training.firing import (
+    num_dead_channels,
     overwrite,
     overwrite_by_code,
     shrink_towards,
@@ -88,6 +89,8 @@ class CompressionCallback(keras.callbacks.Callback):
     history, CSVLogger (which comes after it in the list) and TensorBoard:
 
         sparsity              zeros among all entries of the targets, after their last firing
+        dead_channels         of the targets that are channel spaces, if there are any: the share of
+                              channels that are zero, so that `compact` removes them
         rank                  mean rank of the targets whose rank is reduced, if there are any
         distortion            mean of ||C(w) - w|| / ||w|| of the targets at their last firing
         compression_seconds   time spent in firings during the epoch
@@ -540,8 +543,11 @@ class _Monitor:
             FloatingPointError: If a target on which only the optimizer acts holds NaN or infinity.
         """
         fired = {job.target.name for job in jobs if job.fired}
+        targets = [assignment.target for assignment in assignments]
+        spaces = [target for target in targets if target.layout is not None]
         zeros = entries = 0.0
-        for target in (assignment.target for assignment in assignments):
+        # Where there are rules for kernels, a space holds what is counted there already.
+        for target in [target for target in targets if target.layout is None] or spaces:
             known = self._sparsity.get(target.name) if target.name in fired else None
             sparsity = sparsity_of(target, step) if known is None else known
             zeros += sparsity * target.num_parameters
@@ -551,6 +557,9 @@ class _Monitor:
         if logs is None or not entries:
             return
         logs["sparsity"] = zeros / entries
+        if spaces:
+            dead = sum(num_dead_channels(target) for target in spaces)
+            logs["dead_channels"] = dead / sum(target.layout.size for target in spaces)
         if ranks:
             logs["rank"] = float(sum(ranks)) / len(ranks)
         distortion = self._distortion.values()
@@ -675,9 +684,13 @@ def _innermost(optimizer):
 
 
 def _final_compressors(assignments, wrappers, model):
-    """Returns `[(target, [(number of the action, compressor), ...]), ...]` for the end."""
+    """Returns `[(target, [(number of the action, compressor), ...]), ...]` for the end.
+
+    Channels come first: kernels keep the zeros that are left in them, and are then compressed
+    exactly.
+    """
     finals, covered = [], set()
-    for assignment in assignments:
+    for assignment in sorted(assignments, key=lambda assignment: assignment.target.layout is None):
         compressors = list(assignment.compressors.items())
         if compressors:
             finals.append((assignment.target, compressors))

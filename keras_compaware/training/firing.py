@@ -50,8 +50,7 @@ def overwrite_by_code(target, compressor, previous=None, step=0):
         previous: The code of an earlier call, from which an iterative fit starts, or None.
         step: Optimizer step, for messages.
     """
-    shape, dtype = target.shape, str(target.variables[0].dtype)
-    layout, cold, warm = _encoding(compressor, target.axes, shape, dtype)
+    layout, cold, warm = _encoding(compressor, target.axes, target.shape, target.dtype)
     w = target.read()
     after, measured, arrays = cold(w) if previous is None else warm(w, previous.arrays())
     return _write(target, step, after, measured), layout[0].with_arrays(arrays)
@@ -75,6 +74,16 @@ def sparsity_of(target, step=0):
     w = target.read()
     _, measured = _measured(w, w)
     return _change(target, step, measured).sparsity
+
+
+def num_dead_channels(target):
+    """Returns how many channels of a target (channels, parameters) are zero, an integer."""
+    return int(keras.ops.convert_to_numpy(_rows_of_zeros()(target.read())))
+
+
+@functools.cache
+def _rows_of_zeros():
+    return compiled(lambda w: ops.sum(ops.cast(ops.all(ops.equal(w, 0), axis=1), "int32")))
 
 
 def _write(target, step, value, measured):

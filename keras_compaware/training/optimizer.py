@@ -6,11 +6,13 @@ import keras
 from keras import ops
 
 from keras_compaware.base import (
+    ChannelLayout,
     Compressor,
     Every,
     KernelAxes,
     Perturbation,
     Proximal,
+    Target,
     Value,
     register,
 )
@@ -36,21 +38,23 @@ def holds(action):
 @register
 @dataclasses.dataclass(frozen=True)
 class StepEntry(Value):
-    """What happens to one trainable variable inside the training step.
+    """What happens to one target inside the training step.
 
     Args:
-        index: Place of the variable among the model's trainable ones.
+        indexes: Places of the target's variables among the model's trainable ones, a tuple.
         name: Name of the target.
         axes: Its axes.
         actions: The actions that act in the step, in order.
         hold: Whether zeros are held between firings.
+        layout: How the variables stand together, see `Target`.
     """
 
-    index: int
+    indexes: tuple
     name: str
     axes: KernelAxes
     actions: tuple
     hold: bool = False
+    layout: ChannelLayout | None = None
 
 
 @register
@@ -123,8 +127,9 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
             hold = any(map(holds, assignment.actions))
             if actions or hold:
                 target = assignment.target
-                place = places[id(target.variables[0])]
-                entries.append(StepEntry(place, target.name, target.axes, actions, hold))
+                found = tuple(places[id(variable)] for variable in target.variables)
+                layout = target.layout
+                entries.append(StepEntry(found, target.name, target.axes, actions, hold, layout))
         if self.entries is None:
             self.entries = tuple(entries)
             if self.built:
@@ -148,7 +153,7 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
     def hold(self, target):
         """Holds the zeros that the target has now."""
         entry = self._entry_of(target)
-        self._masks[entry.index].assign(_mask_of(target.variables[0].value))
+        self._masks[entry.name].assign(_mask_of(target.read()))
 
     def _entry_of(self, target):
         found = (entry for entry in self.entries or () if entry.name == target.name)
@@ -166,19 +171,21 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
 
     def _add_masks(self):
         variables = self._trainable_variables
-        for entry in self.entries:
-            if entry.index >= len(variables):
+        for number, entry in enumerate(self.entries):
+            last = max(entry.indexes)
+            if last >= len(variables):
                 raise ValueError(
                     f"The optimizer was made for a model in which '{entry.name}' is trainable "
-                    f"variable {entry.index}; this one has {len(variables)}. After freezing or "
+                    f"variable {last}; this one has {len(variables)}. After freezing or "
                     "unfreezing layers, compile the model again with recipe.optimizer(...)."
                 )
             if entry.hold:
-                self._masks[entry.index] = self.add_variable(
-                    shape=variables[entry.index].shape,
+                first = variables[entry.indexes[0]]
+                self._masks[entry.name] = self.add_variable(
+                    shape=first.shape if entry.layout is None else entry.layout.shape,
                     initializer="ones",
                     dtype="int8",
-                    name=f"mask_{entry.index}",
+                    name=f"mask_{number}",
                 )
 
     @property
@@ -202,12 +209,16 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
         step = ops.convert_to_tensor(inner.iterations)
         updated = None if not inner.gradient_accumulation_steps else step > done
         for entry in self.entries:
-            variable = self._trainable_variables[entry.index]
-            self._act(entry, variable, step, rate, updated)
+            self._act(entry, step, rate, updated)
 
-    def _act(self, entry, variable, step, rate, updated):
-        w = ops.convert_to_tensor(variable)
-        mask = self._masks.get(entry.index)
+    def _target(self, entry):
+        variables = tuple(self._trainable_variables[index] for index in entry.indexes)
+        return Target(entry.name, variables, entry.axes, layout=entry.layout)
+
+    def _act(self, entry, step, rate, updated):
+        target = self._target(entry)
+        w = ops.convert_to_tensor(target.read())
+        mask = self._masks.get(entry.name)
         if mask is not None:
             w = _masked(w, ops.convert_to_tensor(mask))
         for action in entry.actions:
@@ -219,12 +230,12 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
                 kept = ops.convert_to_tensor(mask)
                 mask.assign(_mask_of(after) if active is None else _choose(active, after, kept))
             w = after
-        variable.assign(w)
+        target.write(w)
 
     def finalize_variable_values(self, var_list):
         entries = self.entries or ()  # None if the first step has raised: Keras comes here anyway
-        variables = [self._trainable_variables[entry.index] for entry in entries]
-        zeros = [ops.equal(ops.convert_to_tensor(v), 0) for v in variables]
+        targets = [self._target(entry) for entry in entries]
+        zeros = [ops.equal(ops.convert_to_tensor(target.read()), 0) for target in targets]
         self.inner_optimizer.finalize_variable_values(var_list)
         if not self.inner_optimizer.use_ema:
             return
@@ -232,15 +243,15 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
             # An array of its own: Keras has assigned the average's, and on JAX two variables that
             # share an array both lose it in the next training.
             variable.assign(ops.convert_to_tensor(variable) + 0)
-        for entry, variable, zero in zip(entries, variables, zeros, strict=True):
-            w = ops.convert_to_tensor(variable)
+        for entry, target, zero in zip(entries, targets, zeros, strict=True):
+            w = ops.convert_to_tensor(target.read())
             constraints = [a.constraint for a in entry.actions if isinstance(a, Every)]
             if entry.hold or len(constraints) < len(entry.actions):
                 w = ops.where(zero, ops.zeros_like(w), w)
             for constraint in constraints:
                 if isinstance(constraint, Compressor):
                     w = constraint(w, axes=entry.axes)
-            variable.assign(w)
+            target.write(w)
 
     @property
     def learning_rate(self):
