@@ -52,5 +52,7 @@ def _config(data, model, epochs, batch_size):
         {"name": "adam", "learning_rate": 1e-3, "schedule": "cosine", "weight_decay": 0.0}
     )
     config.rules = ConfigDict(sort_keys=False)  # in the order in which they are written
+    config.channels = ConfigDict(sort_keys=False)
+    config.shrink = ConfigDict()
     config.recalibrate_steps = 100
     return config

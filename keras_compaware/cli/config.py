@@ -96,14 +96,15 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
 
 def _check_order(config: Any) -> None:
     """Refuses rules that would be read in alphabetical order without anyone having said so."""
-    rules = config.get("rules")
-    # There is no public way to ask. Where the attribute is missing, nothing is refused.
-    if isinstance(rules, ConfigDict) and len(rules) > 1 and getattr(rules, "_sort_keys", False):
-        raise UserError(
-            "config.rules is a ConfigDict that sorts its keys, so the rules would not apply in the "
-            "order in which they are written, and the first match wins. Make it with "
-            "config.rules = ConfigDict(sort_keys=False) and add one rule after the other."
-        )
+    for key in ("rules", "channels"):
+        rules = config.get(key)
+        # There is no public way to ask. Where the attribute is missing, nothing is refused.
+        if isinstance(rules, ConfigDict) and len(rules) > 1 and getattr(rules, "_sort_keys", False):
+            raise UserError(
+                f"config.{key} is a ConfigDict that sorts its keys, so the rules would not apply "
+                "in the order in which they are written, and the first match wins. Make it with "
+                f"config.{key} = ConfigDict(sort_keys=False) and add one rule after the other."
+            )
 
 
 def _merge(defaults: Mapping, given: Mapping, prefix: str) -> dict[str, Any]:
@@ -189,13 +190,13 @@ def steps_of(duration: Any, steps_per_epoch: int, total_steps: int, name: str) -
     return steps
 
 
-def recipe_of(rules: Mapping, steps_per_epoch: int, total_steps: int) -> Recipe | None:
-    """Returns the recipe that a configuration's `rules` describe, or None without rules.
+def recipe_of(config: Mapping, steps_per_epoch: int, total_steps: int) -> Recipe | None:
+    """Returns the recipe of a configuration's `rules` and `channels`, or None without any.
 
-    A rule is a dictionary in which
+    A rule for kernels or channel spaces is a dictionary in which
 
-    - `where` is a regular expression that is searched in kernel names, or None (default): all but
-      the output layers,
+    - `where` is a regular expression that is searched in the names of kernels or channel spaces, or
+      None (default): all but the output layers,
     - `action` is the name of an action (default "Every"),
     - `compressor` or `regularizer`, whichever the action takes, is the name of a class,
     - the other keys are arguments of the action (`every`, `begin`, `end`, see `steps_of`; `hold`)
@@ -206,14 +207,20 @@ def recipe_of(rules: Mapping, steps_per_epoch: int, total_steps: int) -> Recipe 
     Raises:
         UserError: If a name is unknown or an argument does not fit.
     """
-    if not rules:
-        return None
     convert = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
-    return Recipe([_rule(name, rule, convert) for name, rule in rules.items()])
+    rules, channels = (
+        [_rule(f"config.{key}.{name}", rule, convert) for name, rule in config[key].items()]
+        for key in ("rules", "channels")
+    )
+    if not (rules or channels):
+        return None
+    try:
+        return Recipe(rules, channels=channels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
-def _rule(name: str, rule: Any, convert: Mapping[str, int]) -> Rule:
-    prefix = f"config.rules.{name}"
+def _rule(prefix: str, rule: Any, convert: Mapping[str, int]) -> Rule:
     rule = _dictionary(prefix, rule)
     selection = rule.pop("where", None)
     if selection is not None and not isinstance(selection, str):

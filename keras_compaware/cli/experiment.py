@@ -26,10 +26,12 @@ from keras_compaware.cli.config import (
     source_of,
     steps_per_epoch,
 )
-from keras_compaware.cli.files import first_line, save_model, writing
+from keras_compaware.cli.files import first_line, load_model, save_model, writing
 from keras_compaware.cli.program import UserError, console, say
+from keras_compaware.cli.shrinking import check as check_shrink
+from keras_compaware.cli.shrinking import cycles, settings_of
 from keras_compaware.cli.workdir import Checkpoint, Workdir
-from keras_compaware.compaction import compact, recalibrate_batch_norm
+from keras_compaware.compaction import CompactResult, compact, recalibrate_batch_norm
 from keras_compaware.data.store import CACHE_VARIABLE, default_cache_dir
 from keras_compaware.kernels import find_targets
 from keras_compaware.recipe import Recipe
@@ -59,8 +61,8 @@ class Experiment:
         self.total_steps = self.steps_per_epoch * self.config["epochs"]
 
     def recipe(self) -> Recipe | None:
-        """Returns the recipe of the configuration's rules."""
-        return recipe_of(self.config["rules"], self.steps_per_epoch, self.total_steps)
+        """Returns the recipe of the configuration's rules for kernels and channels, or None."""
+        return recipe_of(self.config, self.steps_per_epoch, self.total_steps)
 
     def build_model(self) -> keras.Model:
         """Builds the uncompiled model, with the weights that training starts from."""
@@ -78,10 +80,11 @@ class Experiment:
     def compile(self, model: keras.Model, recipe: Recipe | None = None) -> None:
         """Compiles a model as the configuration says, with what a recipe does in every step."""
         optimizer = optimizer_of(self.config, self.total_steps)
+        self._compile(model, optimizer if recipe is None else recipe.optimizer(optimizer))
+
+    def _compile(self, model, optimizer):
         model.compile(
-            optimizer=optimizer if recipe is None else recipe.optimizer(optimizer),
-            loss="sparse_categorical_crossentropy",
-            metrics=["accuracy"],
+            optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"]
         )
 
     def train(self, workdir: Workdir) -> tuple[keras.Model, Checkpoint]:
@@ -106,11 +109,30 @@ class Experiment:
         epoch = checkpoint.restore(model)
         if epoch:
             say(f"resuming after epoch {epoch} of {self.config['epochs']}")
+        self._fit(model, workdir, self.config["epochs"], [*compression, checkpoint], epoch)
+        return model, checkpoint
+
+    def train_further(
+        self, model: keras.Model, workdir: Workdir, epochs: int, rate: float
+    ) -> float:
+        """Trains a model that was cut, without rules; returns the seconds."""
+        steps = self.steps_per_epoch * epochs
+        settings = {**self.config["optimizer"], "learning_rate": rate}
+        self._compile(model, optimizer_of({**self.config, "optimizer": settings}, steps))
+        checkpoint = Checkpoint(workdir, None, self.config["seed"])
+        epoch = checkpoint.restore(model)
+        if epoch:
+            say(f"resuming after epoch {epoch} of {epochs}")
+        self._fit(model, workdir, epochs, [checkpoint], epoch)
+        return checkpoint.seconds
+
+    def _fit(self, model, workdir, epochs, callbacks, first_epoch):
+        *compression, checkpoint = callbacks
         batches = self.batches("train")
         model.fit(
             batches,
-            epochs=self.config["epochs"],
-            initial_epoch=epoch,
+            epochs=epochs,
+            initial_epoch=first_epoch,
             shuffle=False,  # the batches shuffle themselves, the same way after a restart
             validation_data=self.batches("validation") if self.dataset.validation else None,
             callbacks=[
@@ -123,7 +145,6 @@ class Experiment:
         )
         if self.config["recalibrate_steps"]:
             recalibrate_batch_norm(model, self.batches("train"), self.config["recalibrate_steps"])
-        return model, checkpoint
 
     def batches(self, split: str) -> data.Batches:
         """Returns a split in batches; the training split reshuffled and augmented each epoch."""
@@ -181,21 +202,53 @@ class Experiment:
             ValueError: If the recipe does not fit the model.
             UserError: If nothing would be compressed, or the result could not be exported.
         """
-        recipe = self.recipe()
-        if recipe is None:
+        recipe, settings = self.recipe(), settings_of(self.config)
+        if recipe is None and settings is None:
             raise UserError("the configuration has no rules, so there is nothing to compress")
         model = self.build_model()
-        plan = recipe.plan(model)
-        if not plan.assignments:
-            raise UserError(f"nothing would be compressed:\n{plan}")
-        model = recipe.wrap(model)
-        self.compile(model, recipe)
-        recipe.callbacks(model)
+        if settings is not None:
+            check_shrink(model, settings)
+        if recipe is not None:
+            plan = recipe.plan(model)
+            if not plan.assignments:
+                raise UserError(f"nothing would be compressed:\n{plan}")
+            kernels = recipe.final_compressors(model)
+            if settings is not None and kernels:
+                raise UserError(
+                    "config.shrink trains further without rules, so these kernels would not stay "
+                    f"compressed: {', '.join(kernels)}. Rules that only prepare, by a regularizer "
+                    "or for channels, may stand beside it."
+                )
+            model = recipe.wrap(model)
+            self.compile(model, recipe)
+            recipe.callbacks(model)
         if importlib.util.find_spec("tensorflow") is None:
             raise UserError(
                 "the result is exported to LiteRT by TensorFlow's converter, and TensorFlow is not "
                 "installed (pip install tensorflow). The Keras backend may stay as it is."
             )
+
+    def shrink(
+        self, model: keras.Model, workdir: Workdir, settings: Mapping[str, Any]
+    ) -> tuple[keras.Model, list[dict[str, Any]]]:
+        """Cuts channels of a trained model and trains further, in cycles; see `cycles`."""
+
+        def train(number: int, cut: keras.Model) -> float:
+            folder = Workdir(workdir.path / f"cycle-{number}")
+            folder.path.mkdir(exist_ok=True)
+            rate = settings["learning_rate"]
+            seconds = self.train_further(cut, folder, settings["epochs"], rate)
+            save_model(cut, folder.model)
+            return seconds
+
+        return cycles(
+            model,
+            settings,
+            accuracy=lambda model: self.test_accuracy(model)[0],
+            batches=lambda: self.batches("train"),
+            recalibrate_steps=self.config["recalibrate_steps"],
+            train=train,
+        )
 
     def measure(
         self,
@@ -285,24 +338,37 @@ def run(config: Mapping[str, Any], path: str, *, data_dir: str | None, overwrite
 
 def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
     config = experiment.config
-    recipe = experiment.recipe()
+    recipe, settings = experiment.recipe(), settings_of(config)
     twin = experiment.dense_twin()
-    model, checkpoint = experiment.train(workdir)
+    dense = json.loads(twin.report.read_text("utf-8"))
+    if recipe is None:  # the training before the first cut is that of the dense twin
+        model = load_model(str(twin.model))
+        experiment.compile(model)
+        training = {"seconds": dense["seconds"], "history": dense["history"], "firings": []}
+        compressors, codes = {}, {}
+    else:
+        model, checkpoint = experiment.train(workdir)
+        training = {
+            "seconds": checkpoint.seconds,
+            "history": checkpoint.history,
+            "firings": checkpoint.all_firings(),
+        }
+        compressors, codes = checkpoint.compressors, checkpoint.codes
+    if settings is not None:
+        model, training["shrink"] = experiment.shrink(model, workdir, settings)
+        compressors, codes = {}, {}
     save_model(model, workdir.model)
     with console.status("compacting"):
-        compacted = compact(model, checkpoint.codes)
+        compacted = compact(model, codes)
     say(compacted)
     save_model(compacted.model, workdir.compact)
-    # Kernels of frozen layers inside wrappers are compressed, but are no targets.
-    names = {target.name for target in find_targets(model)[0]}
     small = experiment.measure(
-        model,
+        compacted.whole,
         compacted.model,
         workdir,
-        {name: value for name, value in checkpoint.compressors.items() if name in names},
-        {name: value for name, value in checkpoint.codes.items() if name in names},
+        _compressors_that_hold(compacted, compressors),
+        compacted.codes,
     )
-    dense = json.loads(twin.report.read_text("utf-8"))
     with console.status("measuring latency"):
         latency = export.latency([twin.litert, workdir.litert], num_threads=1)
     for row, file in ((dense, twin.litert), (small, workdir.litert)):
@@ -312,13 +378,12 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
         "dense": dense,
         "compact": {
             **small,
-            "seconds": checkpoint.seconds,
-            "history": checkpoint.history,
+            **training,
             "compact_error": compacted.max_error,
             "layers": [dataclasses.asdict(row) for row in compacted.rows],
-            "firings": checkpoint.all_firings(),
+            "channels": [dataclasses.asdict(row) for row in compacted.channels],
         },
-        "plan": recipe.plan(model).to_json(),
+        "plan": [] if recipe is None else recipe.plan(experiment.build_model()).to_json(),
         "config": config,
         "steps_per_epoch": experiment.steps_per_epoch,
         "data": {"name": experiment.dataset.name, "version": experiment.dataset.version},
@@ -330,6 +395,29 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
     with writing(workdir.report):
         write_json_atomic(workdir.report, report)
     return report
+
+
+def _compressors_that_hold(
+    compacted: CompactResult, compressors: Mapping[str, Compressor]
+) -> dict[str, Compressor]:
+    """Returns the compressors of the kernels that are still compressed by them.
+
+    A kernel that has lost channels has other shares of zeros and of ranks than before: it is only
+    encoded if that restores it.
+    """
+    held = {}
+    # Kernels of frozen layers inside wrappers are compressed, but are no targets.
+    for target in find_targets(compacted.whole)[0]:
+        compressor = compressors.get(target.name)
+        if compressor is None:
+            continue
+        if compacted.channels and target.name not in compacted.codes:
+            kernel = target.read()
+            restored = compressor.decode(compressor.encode(kernel, axes=target.axes))
+            if not np.allclose(*map(keras.ops.convert_to_numpy, (kernel, restored)), atol=1e-6):
+                continue
+        held[target.name] = compressor
+    return held
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from absl import flags
 
 from keras_compaware.cli import program
 from keras_compaware.cli.workdir import Workdir
-from keras_compaware.reporting import results_table
+from keras_compaware.reporting import results_table, states_table
 
 _KEYS = ("name", "dense", "compact", "config", "command")
 
@@ -25,7 +25,16 @@ def main() -> None:
     labels = [pathlib.Path(path).resolve().name for path in paths]
     program.console.print(results_table(reports, labels), markup=False)
     if len(reports) == 1:
+        print_states(reports[0])
         program.say(f"\n{reports[0]['command']}")
+
+
+def print_states(report: dict) -> None:
+    """Prints what cutting channels did, if the run has done that."""
+    table = states_table(report)
+    if table is not None:
+        program.say("")
+        program.console.print(table, markup=False)
 
 
 def _read(path: str) -> dict:

@@ -5,6 +5,7 @@ from absl import flags
 from keras_compaware.cli import config_flag, program
 from keras_compaware.cli.config import resolve
 from keras_compaware.cli.experiment import run as run_experiment
+from keras_compaware.cli.report import print_states
 from keras_compaware.reporting import results_table
 
 
@@ -44,6 +45,7 @@ def main() -> None:
     files = "model.keras, compact.keras, model.tflite, codes.safetensors, report.json"
     program.say(f"\nwritten to {workdir}: {files}\n")
     program.console.print(results_table([report]), markup=False)
+    print_states(report)
 
 
 def run() -> None:

@@ -112,7 +112,7 @@ class Workdir:
     def _results(self) -> tuple[pathlib.Path, ...]:
         return (
             *(self.litert, self.codes, self.compact, self.model, self.history, self.plan),
-            *(self.checkpoints, self.tensorboard),
+            *(self.checkpoints, self.tensorboard, *sorted(self.path.glob("cycle-[0-9]*"))),
         )
 
     def _clear(self) -> None:
@@ -156,7 +156,8 @@ def _lock(file: IO[str], wait: bool = False) -> bool:
 def _differences(before: Any, now: Any, name: str = "config") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         same_keys = set(before) == set(now)
-        reordered = name == "config.rules" and same_keys and list(before) != list(now)
+        ordered = name in ("config.rules", "config.channels")
+        reordered = ordered and same_keys and list(before) != list(now)
         found = [f"the order of {name}"] if reordered else []
         for key in dict.fromkeys([*before, *now]):
             found += _differences(before.get(key), now.get(key), f"{name}.{key}")

@@ -73,12 +73,17 @@ class CompactResult:
         max_error: Largest difference between the outputs of the two models on random inputs,
             relative to the largest output.
         channels: Tuple of `ChannelRow`s, one for each space that lost channels.
+        whole: The model before its kernels were split into factors; the given one if no channels
+            were removed. `export.save_codes` encodes its kernels.
+        codes: The given codes, as they fit `whole`.
     """
 
     model: keras.Model
     rows: tuple
     max_error: float
-    channels: tuple = ()
+    channels: tuple
+    whole: keras.Model
+    codes: dict
 
     def __str__(self):
         layers = text_table(
@@ -132,10 +137,11 @@ def compact(model, codes=None):
     ----------------------------------------
     wide   Dense  4160 -> 192  rank 1 of 64
     """
-    codes = _known_codes(model, codes or {})
-    whole, model = model, _without_wrappers(model)
-    model, channels, codes = _without_dead_channels(model, codes)
-    codes = _by_variable(model, codes)
+    given, given_codes = model, dict(codes or {})
+    factors = _known_codes(model, given_codes)
+    model, channels, factors = _without_dead_channels(_without_wrappers(model), factors)
+    whole, whole_codes = (model, factors) if channels else (given, given_codes)
+    codes = _by_variable(model, factors)
     rows, copies = [], []
     sizes = _input_sizes(model)
 
@@ -155,7 +161,8 @@ def compact(model, codes=None):
     for new, fill in copies:
         fill(new)
     compile_plainly(small)
-    return CompactResult(small, tuple(rows), _compare(whole, small), channels)
+    error = _compare(given, small)
+    return CompactResult(small, tuple(rows), error, channels, whole, whole_codes)
 
 
 def _input_sizes(model):

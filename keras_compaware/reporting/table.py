@@ -45,6 +45,35 @@ def results_table(
     return table
 
 
+def states_table(report: Mapping[str, Any]) -> rich.table.Table | None:
+    """Returns a table of what cutting channels and training further did, or None without cuts.
+
+    Accuracies are those of the Keras models on the test split.
+
+    Args:
+        report: Content of a `report.json` file.
+    """
+    rows = report["compact"].get("shrink")
+    if not rows:
+        return None
+    table = rich.table.Table(
+        title="channels removed: Keras on the test split",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for number, column in enumerate(("", "accuracy", "parameters", "MACs")):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["what"],
+            f"{100 * row['keras_accuracy']:.2f} %",
+            f"{row['parameters']:,}",
+            f"{row['macs']:,}",
+        )
+    return table
+
+
 def _title(reports: Sequence[Mapping[str, Any]]) -> str | None:
     if len(reports) != 1:
         return None

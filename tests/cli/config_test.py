@@ -10,6 +10,7 @@ from keras_compaware import (
     AtEnd,
     Every,
     GroupLasso,
+    GroupPruning,
     LowRank,
     MagnitudePruning,
     Penalty,
@@ -20,6 +21,7 @@ from keras_compaware import (
     Skip,
     StraightThrough,
     UniformQuantization,
+    models,
 )
 from keras_compaware.cli.config import (
     DEFAULTS,
@@ -32,10 +34,11 @@ from keras_compaware.cli.config import (
     steps_of,
 )
 from keras_compaware.cli.program import UserError
+from keras_compaware.cli.shrinking import check, settings_of
 
 
 def recipe(**rules):
-    return recipe_of(rules, steps_per_epoch=10, total_steps=200)
+    return recipe_of({"rules": rules, "channels": {}}, steps_per_epoch=10, total_steps=200)
 
 
 def message(function, *args, **kwargs):
@@ -109,7 +112,7 @@ def test_rules_keep_the_order_in_which_they_are_written():
     config.rules.a_second = ConfigDict({"every": 5, "compressor": "LowRank", "rank": 4})
     for resolved in (resolve(config), json.loads(json.dumps(resolve(config)))):
         assert list(resolved["rules"]) == ["z_first", "a_second"]
-        found = recipe_of(resolved["rules"], 10, 100)
+        found = recipe_of(resolved, 10, 100)
         assert found == Recipe([Rule("dense1", Skip()), Rule(None, Every(5, LowRank(rank=4)))])
 
 
@@ -211,6 +214,31 @@ def test_no_rules_are_no_recipe():
     assert recipe() is None
 
 
+def test_rules_for_channels():
+    channels = {
+        "first": {
+            "where": "conv",
+            "every": "1 epoch",
+            "compressor": "GroupPruning",
+            "sparsity": 0.5,
+        },
+        "second": {"action": "Proximal", "regularizer": "GroupLasso", "strength": 0.1},
+    }
+    found = recipe_of({"rules": {}, "channels": channels}, steps_per_epoch=10, total_steps=200)
+    rules = [
+        Rule("conv", Every(10, GroupPruning(0.5))),
+        Rule(None, Proximal(GroupLasso(0.1))),
+    ]
+    assert found == Recipe(channels=rules)
+    channels["second"]["axis"] = "outputs"
+    text = message(recipe_of, {"rules": {}, "channels": channels}, 10, 200)
+    assert "groups along the outputs" in text
+    text = message(recipe_of, {"rules": {}, "channels": {"a": {}}}, 10, 200)
+    assert text.startswith("config.channels.a.compressor is missing")
+    config = ConfigDict({"channels": {"z": {"action": "Skip"}, "a": {"action": "Skip"}}})
+    assert "config.channels = ConfigDict(sort_keys=False)" in message(resolve, config)
+
+
 RULE = {"every": 5, "compressor": "LowRank", "rank": 4}
 
 
@@ -306,6 +334,41 @@ def test_the_learning_rate_falls_in_steps(total_steps, rates):
 def test_unknown_optimizers(key, value, expected):
     config = {"optimizer": {**DEFAULTS["optimizer"], key: value}}
     assert expected in message(optimizer_of, config, total_steps=100)
+
+
+def test_settings_for_shrinking():
+    assert settings_of(resolve({})) is None
+    config = resolve({"shrink": {"budget": {"macs": (0.5, 0.25)}, "score": "taylor"}})
+    settings = settings_of(config)
+    assert (settings["kind"], settings["shares"]) == ("macs", [0.5, 0.25])
+    assert settings["learning_rate"] == pytest.approx(1e-4)  # a tenth of the optimizer's
+    assert settings_of(resolve({"shrink": {"budget": {"params": 0.5}}}))["shares"] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("shrink", "expected"),
+    [
+        ({"bugdet": {"macs": 0.5}}, "Did you mean 'config.shrink.budget'?"),
+        ({"score": "l2"}, "config.shrink.budget must be a dictionary with one of the keys"),
+        ({"budget": {"flops": 0.5}}, "'channels', 'macs', 'params'"),
+        ({"budget": {"macs": 0.5, "params": 0.5}}, "with one of the keys"),
+        ({"budget": {"macs": 0}}, "config.shrink.budget.macs must be a share in (0, 1]"),
+        ({"budget": {"macs": "half"}}, "or a list of them. Received: 'half'"),
+        ({"budget": {"macs": []}}, "Received: []"),
+        ({"budget": {"macs": (0.2, 0.5)}}, "must decrease from cycle to cycle"),
+        ({"budget": {"macs": 0.5}, "epochs": -1}, "config.shrink.epochs must be an integer"),
+        ({"budget": {"macs": 0.5}, "learning_rate": 0}, "must be positive or None. Received: 0"),
+        ({"budget": {"macs": 0.5}, "score": "l3"}, "config.shrink.score"),
+    ],
+)
+def test_wrong_settings_for_shrinking_are_refused(shrink, expected):
+    assert expected in message(settings_of, resolve({"shrink": shrink}))
+
+
+def test_a_budget_that_cannot_be_met_is_refused():
+    settings = settings_of(resolve({"shrink": {"budget": {"macs": 0.1}, "max_ratio": 0.1}}))
+    model = models.build("lenet_300_100", (8, 8, 1), 10)
+    assert message(check, model, settings).startswith("config.shrink: ")
 
 
 def test_the_dense_twin_differs_by_its_rules_only():

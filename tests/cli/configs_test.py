@@ -7,6 +7,7 @@ import pytest
 from keras_compaware import models
 from keras_compaware.cli.config import optimizer_of, recipe_of, resolve
 from keras_compaware.cli.config_flag import load
+from keras_compaware.cli.shrinking import check, settings_of
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
 SHAPES = {
@@ -23,7 +24,13 @@ def test_a_configuration(file):
     config = resolve(load(str(file)))
     shape = SHAPES[config["data"]["name"]]
     model = models.build(config["model"], shape, 10, **config["model_args"])
-    recipe = recipe_of(config["rules"], steps_per_epoch=100, total_steps=100 * config["epochs"])
+    recipe = recipe_of(config, steps_per_epoch=100, total_steps=100 * config["epochs"])
+    settings = settings_of(config)
+    if settings is not None:
+        check(model, settings)
+    if recipe is None:
+        assert settings is not None
+        return
     assert recipe.plan(model).assignments
     model = recipe.wrap(model)
     model.compile(recipe.optimizer(optimizer_of(config, total_steps=100)), "mse")
