@@ -1,6 +1,6 @@
 """Compression-aware training for Keras 3: models learn to be small while they train."""
 
-from keras_compaware import compressors, export, layers, measure, regularizers
+from keras_compaware import compressors, export, layers, measure, regularizers, scores
 from keras_compaware.base import (
     AtEnd,
     Chain,
@@ -35,6 +35,7 @@ from keras_compaware.layers import Compressed
 from keras_compaware.recipe import OccasionalCompression, Plan, Recipe, Rule, compress
 from keras_compaware.regularizers import GroupLasso, NuclearNorm, PartialGroupLasso
 from keras_compaware.schedules import Ramp
+from keras_compaware.scores import choose_channels
 from keras_compaware.training import CompressionCallback, CompressionOptimizer, Firing
 
 __version__ = "0.1.0"
@@ -78,6 +79,7 @@ __all__ = [
     "WeightDecay",
     "WeightNoise",
     "channel_spaces",
+    "choose_channels",
     "compact",
     "compress",
     "compressors",
@@ -89,5 +91,6 @@ __all__ = [
     "register_channel_rule",
     "register_kernels",
     "regularizers",
+    "scores",
     "shrink",
 ]
