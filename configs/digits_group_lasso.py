@@ -15,12 +15,7 @@ from configs import common
 
 def get_config():
     config = common.digits()
-    config.rules.group_lasso = common.rule(
-        where=None,
-        action="Proximal",
-        every=5,
-        regularizer="GroupLasso",
-        axis="outputs",
-        strength=0.02,
+    config.channels.group_lasso = common.rule(
+        action="Proximal", regularizer="GroupLasso", strength=0.1
     )
     return config

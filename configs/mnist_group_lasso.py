@@ -15,12 +15,7 @@ from configs import common
 
 def get_config():
     config = common.mnist()
-    config.rules.group_lasso = common.rule(
-        where=None,
-        action="Proximal",
-        every=20,
-        regularizer="GroupLasso",
-        axis="outputs",
-        strength=0.04,
+    config.channels.group_lasso = common.rule(
+        action="Proximal", regularizer="GroupLasso", strength=0.02
     )
     return config
