@@ -1,5 +1,6 @@
 """Building a model again with other layers, and copying models."""
 
+import contextlib
 import copy
 import tempfile
 
@@ -20,7 +21,8 @@ def clone(model, change):
     Args:
         model: A Sequential or functional model; nested ones are entered, shared layers stay shared.
         change: Function `layer -> (new layer for the graph, layer that takes the old weights)`;
-            with None as the second, the weights are not copied. Called once per layer.
+            with None as the second, the weights are not copied, and the caller sets them: what
+            `change` has not built begins with zeros. Called once per layer.
 
     Raises:
         ValueError: If the model is subclassed, since its graph is not known.
@@ -44,12 +46,36 @@ def clone(model, change):
         new, receiver = change(operation)
         if receiver is not None:
             copies.append((operation, receiver))
+        stack.enter_context(zeros_at_first(new))
         return new
 
-    cloned = keras.models.clone_model(model, clone_function=clone_function, recursive=True)
+    with contextlib.ExitStack() as stack:
+        cloned = keras.models.clone_model(model, clone_function=clone_function, recursive=True)
     for old, new in copies:
         copy_weights(old, new)
     return cloned
+
+
+@contextlib.contextmanager
+def zeros_at_first(layer):
+    """Within it, weights of a layer begin with zeros, where they are overwritten soon.
+
+    Drawing random numbers takes longer than building the rest of a model; JAX compiles it for every
+    shape. The initializers are in their places again afterwards.
+    """
+    initializers = [
+        (part, name, value)
+        for part in layer._flatten_layers()
+        for name, value in vars(part).items()
+        if isinstance(value, keras.initializers.Initializer) and not name.startswith("_")
+    ]
+    for part, name, _ in initializers:
+        setattr(part, name, keras.initializers.Zeros())
+    try:
+        yield
+    finally:
+        for part, name, value in initializers:
+            setattr(part, name, value)
 
 
 def copy_weights(old, new):

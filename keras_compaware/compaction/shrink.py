@@ -4,11 +4,16 @@ import keras
 import numpy as np
 
 from keras_compaware._graph import flat_inputs, has_graph, input_layers, trace
-from keras_compaware.compaction.rebuild import copy_adapted
+from keras_compaware.compaction.rebuild import copy_adapted, zeros_at_first
 from keras_compaware.compaction.strip import compile_plainly, plain_config
 from keras_compaware.coupling import analyse
+from keras_compaware.coupling.flow import rule_for
 
 _EXAMPLE_SIZES = (32, 96, 256)  # tried for axes that the model leaves open
+_REPORT = (
+    "Please report the model's architecture; a rule registered for one of its layers can be the "
+    "reason."
+)
 
 
 def shrink(model, keep, optimizer=False, allow_inexact=False):
@@ -35,7 +40,8 @@ def shrink(model, keep, optimizer=False, allow_inexact=False):
         TypeError: If `keep` is not a mapping.
         ValueError: If a space is unknown or frozen, indices do not fit, nothing would be left of
             it or of a tensor, the model is subclassed, or the optimizer's state cannot be cut.
-        RuntimeError: If the new model does not have the shapes that were computed for it.
+        RuntimeError: If the new model does not have the shapes that were computed for it, or does
+            not run with layers or rules of the user's own.
 
     Example:
     >>> model = keras.Sequential(
@@ -61,9 +67,11 @@ def shrink(model, keep, optimizer=False, allow_inexact=False):
     slots = _slots(model) if optimizer else []
     rebuilder = _Rebuilder(analysis, kept)
     small = rebuilder.model(model, [tensor.shape for tensor in model.inputs])
+    whole = _whole_trace(model)
+    _check_shapes(analysis, kept, whole, small)
     rebuilder.copy_weights()
-    _check_shapes(analysis, kept, small)
-    _check_runs(model, small)
+    if not all(_shapes_are_certain(call.operation) for call in analysis.graph.calls):
+        _check_runs(model, small, whole)
     if model.compiled:
         small.compile_from_config(model.get_compile_config())
         compile_plainly(small)
@@ -178,12 +186,16 @@ class _Rebuilder:
     def _sequential(self, model, tensor):
         layers, value = [tensor], tensor
         for layer in model.layers:
-            layers.append(self._successor(layer, (value,), {}))
-            value = layers[-1](value)
+            value = self._call(layer, value)
+            layers.append(self._new[id(layer)])
         return keras.Sequential(layers, name=model.name)
 
     def _call(self, operation, *args, **kwargs):
-        return self._successor(operation, args, kwargs)(*args, **kwargs)
+        new = self._successor(operation, args, kwargs)
+        if not isinstance(new, keras.layers.Layer) or new.built:
+            return new(*args, **kwargs)
+        with zeros_at_first(new):
+            return new(*args, **kwargs)
 
     def _successor(self, operation, args, kwargs):
         if id(operation) not in self._new:
@@ -230,8 +242,11 @@ class _Rebuilder:
 
     def cut(self, values, variable):
         """Returns what is kept of an array that has the shape of a weight, as a new array."""
-        array = np.array(keras.ops.convert_to_numpy(values))
-        for axis, ids in self._cuts.get(id(variable), ()):
+        array = keras.ops.convert_to_numpy(values)
+        cuts = self._cuts.get(id(variable))
+        if not cuts:
+            return np.array(array)
+        for axis, ids in cuts:
             array = np.compress(self._keep.mask(ids), array, axis=axis)
         return array
 
@@ -309,49 +324,81 @@ def _variables(optimizer):
     return [v for v in optimizer.variables if id(v) not in of_inner] + _variables(inner)
 
 
-def _check_shapes(analysis, keep, small):
-    """Compares every tensor's shape with what the analysis says it must have become."""
-    calls = trace(small).calls
-    for before, after in zip(analysis.graph.calls, calls, strict=True):
-        for old, new in zip(before.outputs, after.outputs, strict=True):
+def _check_shapes(analysis, keep, whole, small):
+    """Compares every tensor's shape with what the analysis says it must have become.
+
+    All sizes are known, so that an operation with a wrong size in its configuration cannot hide it
+    behind a -1.
+    """
+    shapes = [tensor.shape for tensor in whole.inputs]
+    try:
+        cut = trace(small, input_shapes=shapes)
+    except ValueError as error:
+        raise RuntimeError(
+            f"shrink: the new model does not take inputs of the shapes {shapes}, which the model "
+            f"takes. {_REPORT} The cause: {error}"
+        ) from error
+    for known, before, after in zip(analysis.graph.calls, whole.calls, cut.calls, strict=True):
+        for tensor, old, new in zip(known.outputs, before.outputs, after.outputs, strict=True):
             shape = list(old.shape)
-            channels = analysis.flow.channels(old)
+            channels = analysis.flow.channels(tensor)
             if channels is not None:
                 shape[channels.axis] = keep.count(channels.ids)
             if before.path != after.path or tuple(shape) != tuple(new.shape):
                 raise RuntimeError(
                     f"shrink: '{after.path}' returns the shape {tuple(new.shape)}, where "
-                    f"'{before.path}' should return {tuple(shape)}. Please report the model's "
-                    "architecture; a rule registered for one of its layers can be the reason."
+                    f"'{before.path}' should return {tuple(shape)}. {_REPORT}"
                 )
 
 
-def _check_runs(model, small):
-    """Runs the new model once: some shapes only fail then."""
-    shapes = _example_shapes(model)
+def _shapes_are_certain(operation):
+    """Whether an operation returns the shapes that it infers, as Keras's own do."""
+    parts = [operation]
+    if isinstance(operation, keras.layers.Layer):
+        parts = operation._flatten_layers()
+    rules = [(part, rule_for(part)) for part in parts]
+    return all(
+        rule is None  # nothing around it is cut
+        or (_is_from(type(part), keras.__name__) and _is_from(rule, __name__))
+        for part, rule in rules
+    )
+
+
+def _is_from(thing, module):
+    return getattr(thing, "__module__", "").split(".")[0] == module.split(".")[0]
+
+
+def _check_runs(model, small, whole):
+    """Runs the new model once: layers and rules of others may infer shapes that are not so."""
     examples = [
-        np.full(shape, "") if tensor.dtype == "string" else keras.ops.zeros(shape, tensor.dtype)
-        for shape, tensor in zip(shapes, small.inputs, strict=True)
+        np.full(tensor.shape, "")
+        if tensor.dtype == "string"
+        else keras.ops.zeros(tensor.shape, tensor.dtype)
+        for tensor in whole.inputs
     ]
     if isinstance(model, keras.Sequential):
         (inputs,) = examples
     else:
         inputs = keras.tree.pack_sequence_as(small.input, examples)
-    outputs = keras.tree.flatten(small(inputs, training=False))
-    expected = trace(model, input_shapes=shapes).outputs
-    for declared, output in zip(expected, outputs, strict=True):
+    try:
+        outputs = keras.tree.flatten(small(inputs, training=False))
+    except Exception as error:
+        raise RuntimeError(
+            f"shrink: the new model does not run. {_REPORT} The cause: {error}"
+        ) from error
+    for declared, output in zip(whole.outputs, outputs, strict=True):
         pairs = zip(declared.shape, output.shape, strict=False)
         if len(declared.shape) != len(output.shape) or any(
             size not in (None, received) for size, received in pairs
         ):
             raise RuntimeError(
                 f"shrink: the new model returns the shape {tuple(output.shape)} where "
-                f"{tuple(declared.shape)} is expected. Please report the model's architecture."
+                f"{tuple(declared.shape)} is expected. {_REPORT}"
             )
 
 
-def _example_shapes(model):
-    """Returns shapes of inputs that are large enough for the model."""
+def _whole_trace(model):
+    """Returns the graph of a model with all sizes known, on inputs that are large enough for it."""
     for size in _EXAMPLE_SIZES:
         shapes = [
             tuple(
@@ -361,10 +408,7 @@ def _example_shapes(model):
             for tensor in model.inputs
         ]
         try:
-            trace(model, input_shapes=shapes)
-        except ValueError:
-            if size == _EXAMPLE_SIZES[-1]:
-                raise
-        else:
-            break
-    return shapes
+            return trace(model, input_shapes=shapes)
+        except ValueError as error:
+            last = error
+    raise last

@@ -100,10 +100,10 @@ def register_channel_rule(layer_class):
 
 
 def register_operation_rule(names):
-    """Tells how channels pass through raw operations of Keras.
+    """Tells how channels pass through raw operations and layers that Keras does not export.
 
     Args:
-        names: Names of their classes, which Keras does not export, separated by spaces.
+        names: Names of their classes, separated by spaces.
     """
 
     def decorate(function):
@@ -122,7 +122,6 @@ def rule_for(operation):
             if known in LAYER_RULES:
                 same = kind.call is known.call and kind.build is known.build
                 return LAYER_RULES[known] if same else None
-        return None
     if kind.__module__.split(".")[0] == "keras":
         return OPERATION_RULES.get(kind.__name__)
     return None

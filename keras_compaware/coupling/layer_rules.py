@@ -9,6 +9,7 @@ from keras_compaware.coupling.flow import (
     Channels,
     Uncoupled,
     register_channel_rule,
+    register_operation_rule,
     reshaped,
     size_of,
 )
@@ -198,6 +199,19 @@ def _batch_normalization(call, flow):
     for name in ("gamma", "beta", "moving_mean", "moving_variance"):
         flow.carry(getattr(layer, name, None), 0, ids)
     return Channels(ids, layer.axis % len(call.inputs[0].shape))
+
+
+@register_operation_rule("LayerScale")
+def _layer_scale(call, flow):
+    ids = flow.ids(call.inputs[0], -1)
+    flow.carry(call.operation.gamma, 0, ids)
+    flow.configure(call, lambda keep, config: {"projection_dim": keep.count(ids)})
+    return Channels(ids, -1)
+
+
+@register_operation_rule("StochasticDepth")
+def _stochastic_depth(call, flow):
+    return flow.channels(call.inputs[0])
 
 
 @rules(layers.GroupNormalization)

@@ -272,8 +272,8 @@ def _spaces(flow, roots):
 
 
 def _connected_blocks(block, roots, number):
-    pairs = np.unique(np.stack([block, block[roots]]), axis=1)
-    return components(number, [pairs])
+    pairs = np.unique(block * number + block[roots])
+    return components(number, [np.stack(np.divmod(pairs, number))])
 
 
 def _unique(name, names):

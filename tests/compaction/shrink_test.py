@@ -1,5 +1,6 @@
 """Removing channels: the law, what follows in configurations, what is refused, the optimizer."""
 
+import importlib
 import zipfile
 
 import keras
@@ -10,7 +11,7 @@ from keras import layers, ops
 from keras_compaware import GroupLasso, Proximal, Recipe, Rule
 from keras_compaware.compaction.shrink import shrink
 from keras_compaware.coupling import Channels, channel_spaces, register_channel_rule
-from keras_compaware.coupling.flow import LAYER_RULES
+from keras_compaware.coupling.flow import LAYER_RULES, OPERATION_RULES
 from tests.coupling import networks
 from tests.coupling.helpers import (
     array,
@@ -277,6 +278,66 @@ def test_a_wrong_rule_is_noticed():
         del LAYER_RULES[Twice]
 
 
+def test_a_layer_that_infers_a_wrong_shape_is_noticed():
+    class Halves(layers.Layer):
+        """Says that its outputs have the shape of its inputs, which holds for 8 channels only."""
+
+        def compute_output_shape(self, shape):
+            return shape
+
+        def call(self, x):
+            return ops.reshape(ops.reshape(x, (-1, 2, 4)), (-1, 8))
+
+    @register_channel_rule(Halves)
+    def halves(call, flow):
+        return flow.channels(call.inputs[0])
+
+    try:
+        model = keras.Sequential(
+            [keras.Input((3,)), layers.Dense(8, name="a"), Halves(), layers.Dense(2, name="z")]
+        )
+        with pytest.raises(RuntimeError, match=r"does not run.*a rule registered"):
+            shrink(model, {"a": [2, 3, 4]})
+        with pytest.raises(RuntimeError, match="does not run"):
+            shrink(model, {"a": [0, 1, 2, 3]})  # two examples would become one
+    finally:
+        del LAYER_RULES[Halves]
+
+
+def test_a_size_behind_an_open_batch_is_noticed(monkeypatch):
+    def rule(call, flow):  # as the true one, but for the configuration
+        ids = flow.channels(call.inputs[0]).ids.reshape(2, 4)
+        flow.merge(ids[:1], ids)
+        return Channels(ids[0], 2)
+
+    monkeypatch.setitem(OPERATION_RULES, "Reshape", rule)
+    inputs = keras.Input((3,))
+    x = ops.reshape(layers.Dense(8, name="a")(inputs), (-1, 2, 4))
+    model = keras.Model(inputs, layers.Dense(2, name="z")(x))
+    with pytest.raises(RuntimeError, match=r"does not take inputs of the shapes \[\(1, 3\)\]"):
+        shrink(model, {"a": [0, 1]})
+
+
+def test_layers_of_keras_alone_need_no_run(monkeypatch):
+    module = importlib.import_module("keras_compaware.compaction.shrink")
+    runs = []
+    monkeypatch.setattr(module, "_check_runs", lambda *args: runs.append(args))
+    shrink(networks.sequences(), {"a": [0, 1]})
+    assert not runs
+
+    class Own(layers.Dense):
+        pass
+
+    own = keras.Sequential([keras.Input((3,)), Own(4, name="a"), layers.Dense(2, name="z")])
+    steps = keras.Sequential(
+        [keras.Input((5, 3)), layers.TimeDistributed(Own(4), name="a"), layers.Dense(2, name="z")]
+    )
+    with keras.saving.custom_object_scope({"Own": Own}):
+        shrink(own, {"a": [0, 1]})
+        shrink(steps, {})
+    assert len(runs) == 2
+
+
 def dense():
     return keras.Sequential(
         [keras.Input((3,)), layers.Dense(4, name="a"), layers.Dense(2, name="z")], name="net"
@@ -450,36 +511,3 @@ def test_the_wrapper_of_a_recipe_is_taken_off_and_its_state_goes_on():
         if tuple(old.shape) == (5, 6):
             np.testing.assert_array_equal(array(new), array(old)[:, [0, 1, 5]])
     small.fit(np.ones((8, 5)), np.ones((8, 1)), verbose=0)
-
-
-SMALLEST = {
-    "ResNet50": 32,
-    "ResNet50V2": 32,
-    "MobileNetV2": 32,
-    "MobileNetV3Small": 32,
-    "EfficientNetB0": 32,
-    "EfficientNetV2B0": 32,
-    "DenseNet121": 32,
-    "InceptionV3": 75,
-    "Xception": 71,
-    "NASNetMobile": 32,
-    "VGG16": 32,
-}
-
-
-@pytest.mark.usefixtures("double")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.slow] if name != "MobileNetV2" or BACKEND == "jax" else []
-        )
-        for name in SMALLEST
-    ],
-)
-def test_law_on_applications(name):
-    size = SMALLEST[name]
-    model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3))
-    spaces, _, small = check_law(model, TOLERANCE)
-    assert spaces.coverage() >= 0.95
-    assert small.count_params() < 0.7 * model.count_params()

@@ -6,6 +6,7 @@ import pytest
 from keras import layers, ops
 
 from keras_compaware._graph import Call
+from keras_compaware.compaction.shrink import shrink
 from keras_compaware.coupling import (
     Channels,
     Uncoupled,
@@ -442,6 +443,21 @@ def test_names_are_unique_and_unknown_ones_are_listed():
     assert [space.name for space in spaces][1:] == ["b/a", "c/a"]
     with pytest.raises(KeyError, match=r"no channel space 'nothing'.*b/a, c/a"):
         spaces["nothing"]
+
+
+def test_layer_scale_carries():
+    whole = keras.applications.ConvNeXtTiny(weights=None, input_shape=(32, 32, 3), classes=2)
+    layer_scale = next(type(x) for x in whole.layers if type(x).__name__ == "LayerScale")
+    inputs = keras.Input((6,))
+    x = layers.Dense(4, name="a")(inputs)
+    x = layers.Add()([x, layer_scale(1e-6, 4, name="scale")(layers.Dense(4, name="b")(x))])
+    model = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    (space,) = channel_spaces(model).free
+    roles = {member.name: member.role for member in space.members}
+    assert [role for name, role in roles.items() if name.startswith("scale/")] == ["carrier"]
+    small = shrink(model, {space.name: [1, 2, 3]})
+    assert small.get_layer("scale").gamma.shape == (3,)
+    assert small.get_layer("scale").get_config()["projection_dim"] == 3
 
 
 def test_print():

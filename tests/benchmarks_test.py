@@ -1,0 +1,80 @@
+"""The benchmarks on models that take no time."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_compaware as kc
+from benchmarks.common import environment, table, write_results
+from benchmarks.latency import run as latency
+from benchmarks.shrink_speed import run as shrink_speed
+
+
+def build(name="net"):
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(20, name="a"),
+            layers.Dense(32, name="b"),
+            layers.Dense(2, name="z"),
+        ],
+        name=name,
+    )
+
+
+def test_environment_and_results(tmp_path):
+    results = {"environment": environment(), "values": [1.5]}
+    write_results(tmp_path / "new" / "results.json", results)
+    assert json.loads((tmp_path / "new" / "results.json").read_text()) == results
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["results.json"]
+    assert results["environment"]["versions"]["keras"] == keras.__version__
+    assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_a_share_of_every_space_is_removed():
+    keep = shrink_speed.kept(build(), 0.3)
+    assert {name: len(kept) for name, kept in keep.items()} == {"a": 14, "b": 22}
+    assert kc.shrink(build(), keep).get_layer("b").units == 22
+
+
+def test_times_and_memory(monkeypatch):
+    monkeypatch.setattr(shrink_speed, "build", build)
+    samples = shrink_speed.timed(["one", "two"], 0.3, repeats=1)
+    assert [(sample["model"], sample["operation"]) for sample in samples] == [
+        (name, operation) for name in ("one", "two") for operation in shrink_speed.OPERATIONS
+    ]
+    assert all(sample["wall"] > 0 for sample in samples)
+    peak = shrink_speed.memory("one", 0.3)
+    assert peak["bytes"] == 4 * build().count_params()
+    assert peak["bytes_after"] == 4 * (14 * 5 + 22 * 15 + 2 * 23)
+    samples = [
+        {"model": "one", "operation": operation, "round": number, "wall": wall, "cpu": 0.25}
+        for operation in shrink_speed.OPERATIONS
+        for number, wall in enumerate([1.0, 9.0, 2.0])
+    ]
+    peaks = [{"model": "one", "bytes": 2**20, "peak_extra_bytes": 2**19}]
+    line = shrink_speed.summary(samples, peaks).splitlines()[-1]
+    cells = ["one", *["2.00 s (0.25 s)"] * 3, "1 MiB", "0.50"]
+    assert line == f"| {' | '.join(cells)} |"
+
+
+def test_clones_hold_the_same_weights():
+    model = build()
+    clone = shrink_speed.cloned(model)
+    for a, b in zip(model.get_weights(), clone.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.tensorflow
+def test_latency(tmp_path):
+    entries = latency.measured(build(), 0.5, [8], passes=2, repeats=2, folder=tmp_path)
+    assert [entry["macs"] for entry in entries] == [784, 16 * 4 + 16 * 16 + 16 * 2]
+    assert [len(entry["median_ms"]) for entry in entries] == [2, 2]
+    entries[0].update(median_ms=[2.0, 4.0], minimum_ms=[1.0, 2.0])
+    entries[1].update(median_ms=[1.0, 1.0], minimum_ms=[0.5, 0.5])
+    line = latency.summary({"net": entries}).splitlines()[-1]
+    expected = ["net: multiples of 8", "0.0 M", "0.45", "1.000 ms", "0.38", "0.500 ms", "0.38"]
+    assert [cell for cell in line.strip("| ").split(" | ") if "KB" not in cell] == expected
