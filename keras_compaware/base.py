@@ -688,7 +688,8 @@ class Target:
     @property
     def dtype(self):
         """Dtype of the tensor that `read` returns, a string."""
-        return keras.backend.standardize_dtype(self.variables[0].dtype)
+        dtypes = {keras.backend.standardize_dtype(v.dtype) for v in self.variables}
+        return dtypes.pop() if len(dtypes) == 1 else keras.backend.result_type(*dtypes)
 
     @property
     def num_parameters(self):

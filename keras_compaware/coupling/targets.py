@@ -46,9 +46,10 @@ def coupled_targets(model):
     >>> [entry.reason for entry in skipped if "head" in entry.name]
     ['it is an output of the model']
     """
+    spaces = channel_spaces(model)
     owners = {id(weight): layer for _, layer in walk(model) for weight in layer.weights}
     targets, skipped = [], []
-    for space in channel_spaces(model):
+    for space in spaces:
         name = f"{space.name}/channels"
         members = _members(space)
         layer = owners[id(members[0].variable)] if members else None

@@ -209,6 +209,29 @@ def test_settling_keeps_the_result_and_fixes_the_budget(case, name):
         assert settled.encode(other, axes=axes).num_bits == code.num_bits
 
 
+@cases
+@on_few_kernels
+def test_what_belongs_to_a_dead_channel_stays_zero(case, name):
+    """Along every axis but the window's, one slice is zero, or all but two are.
+
+    What does not promise it fills zeros in one of these cases: a codebook whose entries are no
+    zeros, behind a pruning that removes fewer entries than are zero.
+    """
+    fitting(case, name)
+    w, axes, _, _ = applied(case, name)
+    kept = []
+    for dead in (slice(1, 2), slice(2, None)):
+        zeros = np.zeros(w.shape, bool)
+        for axis in set(range(w.ndim)) - set(axes.spatial):
+            np.moveaxis(zeros, axis, 0)[dead] |= w.shape[axis] > 2
+        with eagerly():
+            result = array(case.compressor(np.where(zeros, np.float32(0), w), axes=axes))
+        assert zeros.any()
+        assert result[~zeros].any()
+        kept.append(not result[zeros].any())
+    assert all(kept) == case.compressor.keeps_zeros
+
+
 # ---- plain arrays -----------------------------------------------------------------------------
 
 SHAPES = ((1, 1), (13, 11), (3, 1, 2, 1), (17,))
