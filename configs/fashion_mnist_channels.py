@@ -8,6 +8,6 @@ from configs import common
 def get_config():
     config = common.fashion_mnist("lenet_5")
     config.channels.group_lasso = common.rule(
-        action="Proximal", regularizer="PartialGroupLasso", strength=0.1, fraction=0.5
+        action="Proximal", regularizer="PartialGroupLasso", strength=0.03, fraction=0.5
     )
     return config

@@ -10,6 +10,6 @@ def get_config():
     config = common.fashion_mnist("small_cnn")
     config.epochs = 8
     config.channels.group_lasso = common.rule(
-        action="Proximal", regularizer="PartialGroupLasso", strength=0.1, fraction=0.5
+        action="Proximal", regularizer="PartialGroupLasso", strength=0.03, fraction=0.5
     )
     return config

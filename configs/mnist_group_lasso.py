@@ -16,6 +16,6 @@ from configs import common
 def get_config():
     config = common.mnist()
     config.channels.group_lasso = common.rule(
-        action="Proximal", regularizer="GroupLasso", strength=0.02
+        action="Proximal", regularizer="GroupLasso", strength=0.05
     )
     return config

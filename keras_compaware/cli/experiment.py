@@ -64,6 +64,11 @@ class Experiment:
         """Returns the recipe of the configuration's rules for kernels and channels, or None."""
         return recipe_of(self.config, self.steps_per_epoch, self.total_steps)
 
+    def plan(self) -> list[dict[str, Any]]:
+        """Returns what the recipe does with every kernel and channel space, as JSON values."""
+        recipe = self.recipe()
+        return [] if recipe is None else recipe.plan(self.build_model()).to_json()
+
     def build_model(self) -> keras.Model:
         """Builds the uncompiled model, with the weights that training starts from."""
         keras.utils.set_random_seed(self.config["seed"])
@@ -336,16 +341,15 @@ def run(config: Mapping[str, Any], path: str, *, data_dir: str | None, overwrite
         return _run_in(workdir, experiment)
 
 
-def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
-    config = experiment.config
-    recipe, settings = experiment.recipe(), settings_of(config)
-    twin = experiment.dense_twin()
-    dense = json.loads(twin.report.read_text("utf-8"))
-    if recipe is None:  # the training before the first cut is that of the dense twin
+def _trained(workdir: Workdir, experiment: Experiment, twin: Workdir) -> tuple:
+    """Returns `(model, what the report tells of its training, compressors, codes)`."""
+    settings = settings_of(experiment.config)
+    compressors, codes = {}, {}
+    if experiment.recipe() is None:  # the training before the first cut is that of the dense twin
         model = load_model(str(twin.model))
         experiment.compile(model)
+        dense = json.loads(twin.report.read_text("utf-8"))
         training = {"seconds": dense["seconds"], "history": dense["history"], "firings": []}
-        compressors, codes = {}, {}
     else:
         model, checkpoint = experiment.train(workdir)
         training = {
@@ -357,6 +361,13 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
     if settings is not None:
         model, training["shrink"] = experiment.shrink(model, workdir, settings)
         compressors, codes = {}, {}
+    return model, training, compressors, codes
+
+
+def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
+    config = experiment.config
+    twin = experiment.dense_twin()
+    model, training, compressors, codes = _trained(workdir, experiment, twin)
     save_model(model, workdir.model)
     with console.status("compacting"):
         compacted = compact(model, codes)
@@ -369,6 +380,7 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
         _compressors_that_hold(compacted, compressors),
         compacted.codes,
     )
+    dense = json.loads(twin.report.read_text("utf-8"))
     with console.status("measuring latency"):
         latency = export.latency([twin.litert, workdir.litert], num_threads=1)
     for row, file in ((dense, twin.litert), (small, workdir.litert)):
@@ -383,7 +395,7 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
             "layers": [dataclasses.asdict(row) for row in compacted.rows],
             "channels": [dataclasses.asdict(row) for row in compacted.channels],
         },
-        "plan": [] if recipe is None else recipe.plan(experiment.build_model()).to_json(),
+        "plan": experiment.plan(),
         "config": config,
         "steps_per_epoch": experiment.steps_per_epoch,
         "data": {"name": experiment.dataset.name, "version": experiment.dataset.version},
