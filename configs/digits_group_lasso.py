@@ -1,13 +1,13 @@
-"""digits. Group lasso by its proximal map every 5 steps: output units whose incoming weights
-vanish.
+"""Digits. Group lasso on the neurons, each with all that belongs to it, by its proximal map at
+every step: neurons disappear.
 
   python -m apps.train --config=configs/digits_group_lasso.py \\
       --workdir=runs/digits_group_lasso
 
-Run time: 40 s on 2 cores, besides 14 s for the dense twin, which is trained once. Result with seed
-0 on the TensorFlow backend: test accuracy 97.21 % (dense twin 97.21 %), 50,610 parameters
-(50,610), LiteRT file 201 KB (201 KB), compressed by gzip 184 KB (185 KB), encoded weights 198 KB
-(198 KB).
+Run time: 59 s on 2 busy cores, besides 34 s for the dense twin, which is trained once. Result with
+seed 0 on the TensorFlow backend: test accuracy 96.54 % (dense twin 97.21 %), 41,490 parameters
+(50,610), LiteRT file 165 KB (201 KB), compressed by gzip 152 KB (185 KB), latency 2.3 µs (3.2 µs).
+Channels: dense1 300 -> 280, dense2 100 -> 80.
 """
 
 from configs import common
