@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from keras_compaware import base, compressors, regularizers
 from keras_compaware.cli.program import UserError
 from keras_compaware.data import AUGMENTATIONS
-from keras_compaware.recipe import Recipe, Rule
+from keras_compaware.recipe import Recipe
+from keras_compaware.rules import Rule
 from keras_compaware.schedules import Ramp
 
 DEFAULTS: dict[str, Any] = {
