@@ -32,8 +32,17 @@ from keras_compaware.compressors import (
 from keras_compaware.coupling import ChannelSpace, channel_spaces, register_channel_rule
 from keras_compaware.kernels import find_targets, register_kernels
 from keras_compaware.layers import Compressed
-from keras_compaware.recipe import OccasionalCompression, Plan, Recipe, Rule, compress
-from keras_compaware.regularizers import GroupLasso, NuclearNorm, PartialGroupLasso
+from keras_compaware.recipe import OccasionalCompression, Recipe, compress
+from keras_compaware.regularizers import (
+    L1,
+    GroupLasso,
+    LowRankGroupSparsity,
+    NuclearNorm,
+    PartialGroupLasso,
+    SparseGroupLasso,
+    TruncatedNuclearNorm,
+)
+from keras_compaware.rules import Plan, Rule
 from keras_compaware.schedules import Ramp
 from keras_compaware.scores import choose_channels
 from keras_compaware.training import CompressionCallback, CompressionOptimizer, Firing
@@ -41,6 +50,7 @@ from keras_compaware.training import CompressionCallback, CompressionOptimizer, 
 __version__ = "0.1.0"
 
 __all__ = [
+    "L1",
     "AtEnd",
     "BinaryCodeQuantization",
     "Chain",
@@ -57,6 +67,7 @@ __all__ = [
     "GroupPruning",
     "KernelAxes",
     "LowRank",
+    "LowRankGroupSparsity",
     "MagnitudePruning",
     "NMPruning",
     "NuclearNorm",
@@ -70,9 +81,11 @@ __all__ = [
     "Recipe",
     "Rule",
     "Skip",
+    "SparseGroupLasso",
     "StraightThrough",
     "Target",
     "TernaryQuantization",
+    "TruncatedNuclearNorm",
     "Tucker2",
     "UniformQuantization",
     "WeightClustering",

@@ -281,6 +281,14 @@ def _refuse_what_channels_cannot_do(channels):
                     f"Recipe: the rule for channels {rule!r} groups along the outputs. The rows of "
                     "a target of channels are the channels: leave `axis` at 'inputs'."
                 )
+            if (
+                getattr(subject, "block", None) is not None
+                or getattr(subject, "mode", None) == "block"
+            ):
+                raise ValueError(
+                    f"Recipe: {subject} is about blocks of one kernel, and the rule for channels "
+                    f"{rule!r} is for slices of several. Put it into `rules`."
+                )
             if getattr(subject, "needs_decomposition", False):
                 raise ValueError(
                     f"Recipe: {subject} decomposes one kernel, and the rule for channels {rule!r} "

@@ -41,7 +41,8 @@ def _is_ours(value):
     if isinstance(value, (Compressor, ProximalRegularizer)):
         return True
     registered = value.get("registered_name") if isinstance(value, dict) else None
-    if not isinstance(registered, str) or not registered.startswith(f"{PACKAGE}>"):
+    package = registered.split(">")[0] if isinstance(registered, str) else ""
+    if package.split(".")[0] != PACKAGE:
         return False
     kinds = (keras.constraints.Constraint, keras.regularizers.Regularizer)
     found = keras.saving.get_registered_object(registered)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_compaware as kc
 from keras_compaware import (
     Chain,
     Compressed,
@@ -379,7 +380,7 @@ def test_our_regularizers_and_constraints_are_taken_off():
             dense("a"),
             keras.layers.TimeDistributed(dense("c"), name="steps"),
             keras.layers.Bidirectional(
-                keras.layers.LSTM(3, kernel_regularizer=GroupLasso(0.1)), name="both"
+                keras.layers.LSTM(3, kernel_regularizer=kc.L1(0.1)), name="both"
             ),
             inner,
         ]

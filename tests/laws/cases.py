@@ -12,16 +12,20 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_compaware import (
+    L1,
     BinaryCodeQuantization,
     Chain,
     GroupLasso,
     GroupPruning,
     LowRank,
+    LowRankGroupSparsity,
     MagnitudePruning,
     NMPruning,
     NuclearNorm,
     PartialGroupLasso,
+    SparseGroupLasso,
     TernaryQuantization,
+    TruncatedNuclearNorm,
     Tucker2,
     UniformQuantization,
     WeightClustering,
@@ -87,8 +91,15 @@ class RegularizerCase:
         oracle: Function `(w, axes, threshold) -> array`: the proximal map, with
             threshold = step_size * strength.
         gradient: Function `(w, axes) -> array`: the (sub)gradient of the penalty at a generic w.
-        free: Function `(shape, axes) -> mask` of the weights that are not penalised.
+        groups: Function `(w, axes) -> [(mask, c)]`: the penalised groups and their weights; or
+            None, for singular values.
+        in_proportion: Names of the strengths that a budget scales as well.
+        pair: The compressor that large steps end with, if not everything penalised vanishes.
+        convex: Whether the penalty is convex.
+        gap: How far the map's objective may lie above the optimum, as a fraction of it.
+        in_loss: Whether it can be a `kernel_regularizer=`.
         exact: Whether a step of size zero leaves every bit alone.
+        variant: Whether a row before it is of the same kind, see `CompressorCase`.
     """
 
     name: str
@@ -96,8 +107,14 @@ class RegularizerCase:
     value: Callable
     oracle: Callable
     gradient: Callable
-    free: Callable = lambda shape, axes: np.zeros(shape, bool)
+    groups: Callable | None = None
+    in_proportion: tuple = ()
+    pair: Compressor | None = None
+    convex: bool = True
+    gap: float = 0.0
+    in_loss: bool = True
     exact: bool = True
+    variant: bool = False
 
     @property
     def id(self):
@@ -662,99 +679,224 @@ COMPRESSORS = (
 # ---- regularizers -----------------------------------------------------------------------------
 
 
-def group_value(role, weighted=True, penalised=None):
+def with_weights(masks, weighted=True):
+    return [(mask, math.sqrt(np.sum(mask)) if weighted else 1.0) for mask in masks]
+
+
+def units(role, weighted=True, fraction=None):
+    """All units, or the first fraction, in the order in which the kernel holds them."""
+
+    def groups(w, axes):
+        masks = unit_groups(w.shape, axes, role)
+        if fraction is not None:
+            masks = in_order(masks)[: max(1, round(fraction * len(masks)))]
+        return with_weights(masks, weighted)
+
+    return groups
+
+
+def smallest_units(role, fraction):
+    def groups(w, axes):
+        masks = in_order(unit_groups(w.shape, axes, role))
+        norms = [np.linalg.norm(w[mask].astype("float64")) for mask in masks]
+        chosen = np.argsort(norms, kind="stable")[: max(1, round(fraction * len(masks)))]
+        return with_weights([masks[index] for index in chosen])
+
+    return groups
+
+
+def submatrix(fraction, next_fraction):
+    """Of the first inputs the entries that lead to the last outputs, counted as channels are."""
+
+    def groups(w, axes):
+        inputs, outputs = (unit_groups(w.shape, axes, role) for role in ("inputs", "outputs"))
+        candidates = inputs[: max(1, round(fraction * len(inputs)))]
+        going = outputs[: max(1, round(next_fraction * len(outputs)))] if next_fraction else []
+        stays = ~np.any([np.zeros(w.shape, bool), *going], axis=0)
+        return with_weights([mask & stays for mask in candidates if (mask & stays).any()])
+
+    return groups
+
+
+def single_entries(w, axes):
+    masks = np.eye(w.size, dtype=bool).reshape(w.size, *w.shape)
+    return [(mask, 1.0) for mask in masks]
+
+
+def lasso(name, regularizer, groups, l1=0.0, **promises):
+    """A row of a lasso of groups, with a lasso of their entries of strength `l1` before it."""
+
     def value(w, axes):
-        total = 0.0
-        for mask in penalised_groups(w.shape, axes, role, penalised):
-            size = np.sum(mask)
-            total += (math.sqrt(size) if weighted else 1.0) * np.linalg.norm(w[mask])
-        return 0.7 * total
+        found = groups(w, axes)
+        entries = sum(np.sum(np.abs(w[mask])) for mask, _ in found)
+        return 0.7 * sum(c * np.linalg.norm(w[mask]) for mask, c in found) + l1 * entries
 
-    return value
-
-
-def group_prox(role, weighted=True, penalised=None):
-    def prox(w, axes, threshold):
+    def oracle(w, axes, threshold):
         result = w.astype("float64")
-        for mask in penalised_groups(w.shape, axes, role, penalised):
-            norm = np.linalg.norm(w[mask].astype("float64"))
-            c = math.sqrt(np.sum(mask)) if weighted else 1.0
-            result[mask] *= max(0.0, 1 - threshold * c / norm) if norm > 0 else 0.0
+        for mask, c in groups(w, axes):
+            part = result[mask]
+            part = np.sign(part) * np.maximum(np.abs(part) - threshold * l1 / 0.7, 0)
+            norm = np.linalg.norm(part)
+            result[mask] = part * (max(0.0, 1 - threshold * c / norm) if norm > 0 else 0.0)
         return result
 
-    return prox
-
-
-def group_gradient(role, weighted=True, penalised=None):
     def gradient(w, axes):
         result = np.zeros(w.shape)
-        for mask in penalised_groups(w.shape, axes, role, penalised):
-            c = math.sqrt(np.sum(mask)) if weighted else 1.0
-            result[mask] = 0.7 * c * w[mask] / np.linalg.norm(w[mask])
+        for mask, c in groups(w, axes):
+            result[mask] = 0.7 * c * w[mask] / np.linalg.norm(w[mask]) + l1 * np.sign(w[mask])
         return result
 
-    return gradient
+    if l1:
+        promises["in_proportion"] = ("l1_strength",)
+    return RegularizerCase(name, regularizer, value, oracle, gradient, groups, **promises)
 
 
-def penalised_groups(shape, axes, role, fraction):
-    """The first fraction of the units, in the order in which the kernel holds them."""
-    masks = unit_groups(shape, axes, role)
-    if fraction is None:
-        return masks
-    masks = in_order(masks)
-    return masks[: max(1, round(fraction * len(masks)))]
+def on_singular_values(split, of_values):
+    """Replaces the singular values of every linear map by a function of them."""
 
-
-def free_part(role, fraction):
-    def free(shape, axes):
-        return ~np.any(penalised_groups(shape, axes, role, fraction), axis=0)
-
-    return free
-
-
-def on_singular_values(split, of_value=None, of_matrix=None):
-    def result(w, axes, threshold=None):
+    def result(w, axes, *threshold):
         out = w.astype("float64")
-        total = 0.0
         for matrix, write in matrices(out, axes, split):
             left, values, right = np.linalg.svd(matrix, full_matrices=False)
-            total += 0.7 * np.sum(values)
-            if of_matrix:
-                write(left * of_matrix(values, threshold) @ right)
-        return out if of_matrix else total
+            write(left * of_values(values, *threshold) @ right)
+        return out
 
     return result
 
 
-def group_case(name, cls, role, weighted=True, fraction=None):
-    extra = {} if fraction is None else {"fraction": fraction}
+def singular_values(name, regularizer, free=0, **promises):
+    """A row of the sum of the singular values, but for the `free` largest."""
+    split = regularizer.split
+
+    def shrunk(values, threshold):
+        return np.concatenate([values[:free], np.maximum(values[free:] - threshold, 0)])
+
+    def value(w, axes):
+        found = [matrix for matrix, _ in matrices(w.astype("float64"), axes, split)]
+        return 0.7 * sum(np.sum(np.linalg.svd(m, compute_uv=False)[free:]) for m in found)
+
     return RegularizerCase(
         name,
-        cls(0.7, axis=role, weighted=weighted, **extra),
-        value=group_value(role, weighted, fraction),
-        oracle=group_prox(role, weighted, fraction),
-        gradient=group_gradient(role, weighted, fraction),
-        free=free_part(role, fraction) if fraction else RegularizerCase.free,
-    )
-
-
-def nuclear_case(name, split):
-    return RegularizerCase(
-        name,
-        NuclearNorm(0.7, split=split),
-        value=on_singular_values(split),
-        oracle=on_singular_values(split, of_matrix=lambda s, t: np.maximum(s - t, 0)),
-        gradient=on_singular_values(split, of_matrix=lambda s, t: 0.7 * np.ones_like(s)),
+        regularizer,
+        value,
+        oracle=on_singular_values(split, shrunk),
+        gradient=on_singular_values(split, lambda s: 0.7 * (np.arange(len(s)) >= free)),
         exact=False,
+        **promises,
     )
+
+
+def both(name, regularizer, order, **promises):
+    """A row of the sum of two others, the maps in that order."""
+    first = singular_values("", NuclearNorm(0.7, split=regularizer.split))
+    strength = regularizer.group_strength
+    second = lasso("", None, units(regularizer.axis, regularizer.weighted))
+
+    def oracle(w, axes, threshold):
+        steps = {"singular_values": (first, threshold), "groups": (second, threshold * ratio)}
+        for step in order:
+            case, amount = steps[step]
+            w = case.oracle(w, axes, amount)
+        return w
+
+    ratio = strength / 0.7
+    return RegularizerCase(
+        name,
+        regularizer,
+        value=lambda w, axes: first.value(w, axes) + ratio * second.value(w, axes),
+        oracle=oracle,
+        gradient=lambda w, axes: first.gradient(w, axes) + ratio * second.gradient(w, axes),
+        in_proportion=("group_strength",),
+        gap=0.015,
+        exact=False,
+        **promises,
+    )
+
+
+def tile_groups(size):
+    return lambda w, axes: with_weights(tiles(w.shape, axes, size))
 
 
 REGULARIZERS = (
-    group_case("group lasso, inputs", GroupLasso, "inputs"),
-    group_case("group lasso, outputs", GroupLasso, "outputs"),
-    group_case("group lasso, unweighted", GroupLasso, "inputs", weighted=False),
-    group_case("partial group lasso", PartialGroupLasso, "inputs", fraction=0.5),
-    group_case("partial group lasso, outputs", PartialGroupLasso, "outputs", fraction=0.3),
-    nuclear_case("nuclear norm", "channel"),
-    nuclear_case("nuclear norm, spatial", "spatial"),
+    lasso("lasso", L1(0.7), single_entries),
+    lasso("group lasso, inputs", GroupLasso(0.7), units("inputs")),
+    lasso("group lasso, outputs", GroupLasso(0.7, axis="outputs"), units("outputs")),
+    lasso(
+        "group lasso, unweighted",
+        GroupLasso(0.7, weighted=False),
+        units("inputs", weighted=False),
+        variant=True,
+    ),
+    lasso("group lasso, tiles", GroupLasso(0.7, block=(3, 4)), tile_groups((3, 4)), variant=True),
+    lasso("sparse group lasso", SparseGroupLasso(0.7, 0.2), units("inputs"), l1=0.2),
+    lasso(
+        "sparse group lasso, tiles",
+        SparseGroupLasso(0.7, 0.2, block=(3, 2)),
+        tile_groups((3, 2)),
+        l1=0.2,
+        variant=True,
+    ),
+    lasso("partial group lasso", PartialGroupLasso(0.7), units("inputs", fraction=0.5)),
+    lasso(
+        "partial group lasso, outputs",
+        PartialGroupLasso(0.7, fraction=0.3, axis="outputs"),
+        units("outputs", fraction=0.3),
+        variant=True,
+    ),
+    lasso(
+        "partial group lasso, largest free",
+        PartialGroupLasso(0.7, fraction=0.5, mode="largest"),
+        smallest_units("inputs", 0.5),
+        pair=GroupPruning(0.5),
+        convex=False,
+    ),
+    lasso(
+        "partial group lasso, largest outputs free",
+        PartialGroupLasso(0.7, fraction=0.7, axis="outputs", mode="largest"),
+        smallest_units("outputs", 0.7),
+        pair=GroupPruning(0.7, axis="outputs"),
+        convex=False,
+        variant=True,
+    ),
+    lasso(
+        "partial group lasso, block",
+        PartialGroupLasso(0.7, fraction=0.75, mode="block", next_fraction=0.4),
+        submatrix(0.75, 0.4),
+        variant=True,
+    ),
+    lasso(
+        "partial sparse group lasso, block",
+        PartialGroupLasso(0.7, fraction=0.6, mode="block", next_fraction=0.0, l1_strength=0.3),
+        submatrix(0.6, 0.0),
+        l1=0.3,
+        variant=True,
+    ),
+    lasso(
+        "partial sparse group lasso",
+        PartialGroupLasso(0.7, fraction=0.6, l1_strength=0.3),
+        units("inputs", fraction=0.6),
+        l1=0.3,
+        variant=True,
+    ),
+    singular_values("nuclear norm", NuclearNorm(0.7)),
+    singular_values("nuclear norm, spatial", NuclearNorm(0.7, split="spatial"), variant=True),
+    singular_values(
+        "truncated nuclear norm",
+        TruncatedNuclearNorm(0.7, target_rank=1),
+        free=1,
+        pair=LowRank(rank=1),
+        convex=False,
+        in_loss=False,
+    ),
+    both(
+        "nuclear norm, then group lasso",
+        LowRankGroupSparsity(0.7, 0.2),
+        ("singular_values", "groups"),
+    ),
+    both(
+        "group lasso, then nuclear norm",
+        LowRankGroupSparsity(0.7, 0.2, "spatial", "outputs", weighted=False, order="groups_first"),
+        ("groups", "singular_values"),
+        variant=True,
+    ),
 )

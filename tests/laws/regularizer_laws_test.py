@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import json
 
 import keras
@@ -15,12 +16,32 @@ from keras_compaware.base import KernelAxes, axes_by_rank
 from keras_compaware.kernels import find_targets
 from tests.laws.cases import REGULARIZERS
 from tests.laws.helpers import array, eagerly, norm, value_and_gradient
-from tests.laws.kernels_under_test import EVERY, FEW, kernel, unit_groups
+from tests.laws.kernels_under_test import EVERY, FEW, kernel, matrices, unit_groups
 
 STRENGTH = 0.7  # of every row
 
-cases = pytest.mark.parametrize("case", REGULARIZERS, ids=lambda case: case.id)
-on_every_kernel = pytest.mark.parametrize("name", EVERY)
+ON_JAX = keras.backend.backend() == "jax"
+
+
+def rows(found):
+    slow = {True: [pytest.mark.slow], False: []}
+    found = [pytest.param(c, id=c.id, marks=slow[c.variant and ON_JAX]) for c in found]
+    return pytest.mark.parametrize("case", found)
+
+
+def on_every_kernel(function):
+    """All rows on every kernel; fast: one row of each kind, the others on a few kernels."""
+    pairs = []
+    for case, found in itertools.product(REGULARIZERS, EVERY):
+        name, *marks = (found,) if isinstance(found, str) else (*found.values, *found.marks)
+        if case.variant and (ON_JAX or name not in FEW):
+            marks = [pytest.mark.slow]
+        pairs.append(pytest.param(case, name, id=f"{name}-{case.id}", marks=marks))
+    return pytest.mark.parametrize(("case", "name"), pairs)(function)
+
+
+cases = rows(REGULARIZERS)
+convex_cases = rows([case for case in REGULARIZERS if case.convex])
 on_few_kernels = pytest.mark.parametrize("name", FEW)
 
 
@@ -31,17 +52,13 @@ def prox(case, w, step_size, axes, **kwargs):
 
 def middling_step(case, w, axes):
     """A step size between the thresholds at which the groups or directions become zero."""
-    if isinstance(case.regularizer, NuclearNorm):
+    if case.groups is None:
         units = unit_groups(w.shape, axes, "outputs")
         return 0.5 * max(np.linalg.norm(w[mask]) for mask in units) / STRENGTH
-    penalised = ~case.free(w.shape, axes)
-    units = [
-        mask for mask in unit_groups(w.shape, axes, case.regularizer.axis) if penalised[mask].all()
-    ]
-    size = np.sqrt(np.sum(units[0])) if case.regularizer.weighted else 1.0
-    norms = sorted(np.linalg.norm(w[mask]) for mask in units)
-    middle = len(norms) // 2
-    return float(norms[middle] + norms[middle - 1]) / 2 / size / STRENGTH if middle else 0.5
+    ends = sorted(np.linalg.norm(w[mask]) / c for mask, c in case.groups(w, axes))
+    middle = len(ends) // 2
+    step = float(ends[middle] + ends[middle - 1]) / 2 / STRENGTH if middle else 0.5
+    return 0.6 * step if case.in_proportion else step
 
 
 @functools.cache
@@ -59,7 +76,6 @@ def shrunk(case, name):
 # ---- on every kernel --------------------------------------------------------------------------
 
 
-@cases
 @on_every_kernel
 def test_the_penalty_is_that_computed_by_hand(case, name):
     found = kernel(name)
@@ -70,7 +86,6 @@ def test_the_penalty_is_that_computed_by_hand(case, name):
     assert float(value) == pytest.approx(case.value(w, found.axes), rel=2e-5)
 
 
-@cases
 @on_every_kernel
 def test_the_proximal_map_is_that_computed_by_hand(case, name):
     w, axes, step_size, result = shrunk(case, name)
@@ -79,25 +94,32 @@ def test_the_proximal_map_is_that_computed_by_hand(case, name):
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
 
 
-@cases
 @on_every_kernel
 def test_exact_zeros_appear(case, name):
     w, axes, step_size, result = shrunk(case, name)
-    if isinstance(case.regularizer, NuclearNorm):
-        expected = np.linalg.norm(case.oracle(w, axes, step_size * STRENGTH))
-        assert norm(result) == pytest.approx(expected, rel=1e-5)
+    oracle = case.oracle(w, axes, step_size * STRENGTH)
+    if case.groups is None:
+        assert norm(result) == pytest.approx(np.linalg.norm(oracle), rel=1e-5)
+        rank = max(np.linalg.matrix_rank(m, 1e-6) for m, _ in found_matrices(case, oracle, axes))
+        with eagerly():
+            assert int(case.regularizer.rank(result, axes)) == rank
         return
-    expected = case.oracle(w, axes, step_size * STRENGTH) == 0
-    np.testing.assert_array_equal(result == 0, expected)
-    units = unit_groups(w.shape, axes, case.regularizer.axis)
-    penalised = sum(not case.free(w.shape, axes)[mask].any() for mask in units)
-    assert sum(expected[mask].all() for mask in units) == penalised // 2
+    np.testing.assert_array_equal(result == 0, oracle == 0)
+    penalised = [mask for mask, _ in case.groups(w, axes)]
+    zero = sum(np.all(result[mask] == 0) for mask in penalised)
+    if case.in_proportion:
+        assert np.any(result[np.any(penalised, axis=0)] == 0)
+    else:
+        assert zero == len(penalised) // 2
 
 
-@cases
+def found_matrices(case, w, axes):
+    return matrices(w, axes, case.regularizer.split)
+
+
 @on_every_kernel
 def test_nothing_near_the_proximal_map_is_better(case, name):
-    """F(z) >= F(p) + ||z - p||^2 / 2 for F(z) = ||z - w||^2 / 2 + t R(z), which is 1-convex."""
+    """F(z) >= F(p) + ||z - p||^2 / 2 for F(z) = ||z - w||^2 / 2 + t R(z), if R is convex."""
     w, axes, step_size, result = shrunk(case, name)
     w, p = w.astype("float64"), result.astype("float64")
 
@@ -112,8 +134,8 @@ def test_nothing_near_the_proximal_map_is_better(case, name):
     for direction in directions:
         for scale in (1e-2, 0.3, 1.0):
             z = p + scale * direction
-            bound = best + 0.5 * np.sum((z - p) ** 2)
-            assert objective(z) >= bound - 2e-5 * best
+            further = 0.5 * np.sum((z - p) ** 2) if case.convex and not case.gap else 0.0
+            assert objective(z) >= best + further - (2e-5 + case.gap) * best
 
 
 # ---- on a few kernels -------------------------------------------------------------------------
@@ -132,16 +154,24 @@ def test_a_step_of_size_zero_changes_nothing(case, name):
 
 @cases
 @on_few_kernels
-def test_a_large_step_leaves_only_what_is_free(case, name):
+def test_a_large_step_leaves_what_is_free_as_its_compressor_does(case, name):
     found = kernel(name)
     w = found.random()
-    free = case.free(found.shape, found.axes)
+    expected = np.zeros_like(w)
+    if case.groups is not None:
+        penalised = np.any([mask for mask, _ in case.groups(w, found.axes)], axis=0)
+        expected = np.where(penalised, 0, w)
+    with eagerly():
+        selected = expected if case.pair is None else array(case.pair(w, axes=found.axes))
+    if case.groups is not None:
+        np.testing.assert_array_equal(selected, expected)
     for step_size in (1e4, 1e30):
         result = prox(case, w, step_size, found.axes)
-        np.testing.assert_array_equal(result, np.where(free, w, 0))
+        np.testing.assert_array_equal(result == 0, selected == 0)
+        np.testing.assert_allclose(result, selected, rtol=0, atol=0 if case.exact else 1e-5)
 
 
-@cases
+@convex_cases
 @on_few_kernels
 def test_it_does_not_expand(case, name):
     w, axes, step_size, result = shrunk(case, name)
@@ -163,7 +193,8 @@ def test_compiled_it_finds_the_same_and_takes_a_budget(case, name):
     tensor = ops.convert_to_tensor(w)
     same = function(tensor, step, ops.convert_to_tensor(np.float32(STRENGTH)))
     np.testing.assert_allclose(array(same), result, rtol=0, atol=5e-6)
-    weaker = case.regularizer.replace(strength=0.2)
+    scaled = {name: getattr(case.regularizer, name) * 0.2 / 0.7 for name in case.in_proportion}
+    weaker = case.regularizer.replace(strength=0.2, **scaled)
     expected = array(compiled(lambda w, step: weaker.prox(w, step, axes))(tensor, step))
     np.testing.assert_allclose(array(function(tensor, step, strength)), expected, rtol=0, atol=5e-6)
     assert norm(expected) > norm(result)
@@ -232,9 +263,10 @@ def test_the_proximal_map_keeps_the_dtype(case, dtype):
 
 def test_training_with_the_penalty_lowers_it():
     """All rows at once, one layer each; the data's loss is zero, so the loss is the penalties."""
+    found = [case for case in REGULARIZERS if case.in_loss]
     inputs = keras.Input((8,))
     outputs = []
-    for number, case in enumerate(REGULARIZERS):
+    for number, case in enumerate(found):
         layer = keras.layers.Dense(
             6, use_bias=False, kernel_regularizer=case.regularizer, name=f"layer{number}"
         )
@@ -244,8 +276,8 @@ def test_training_with_the_penalty_lowers_it():
     x, y = np.ones((8, 8), "float32"), np.zeros((8, 6), "float32")
 
     def penalties():
-        kernels = [array(model.get_layer(f"layer{n}").kernel) for n in range(len(REGULARIZERS))]
-        both = zip(REGULARIZERS, kernels, strict=True)
+        kernels = [array(model.get_layer(f"layer{n}").kernel) for n in range(len(found))]
+        both = zip(found, kernels, strict=True)
         return np.array([case.value(w, axes_by_rank(2)) for case, w in both])
 
     before = penalties()
