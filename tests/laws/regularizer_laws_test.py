@@ -408,7 +408,7 @@ def test_groups_of_a_depthwise_kernel_are_its_channels():
         (lambda: GroupLasso("1"), TypeError, "`strength` must be a number"),
         (lambda: GroupLasso(1.0, axis="rows"), ValueError, "`axis` must be one of 'inputs'"),
         (lambda: PartialGroupLasso(1.0, fraction=0.0), ValueError, r"`fraction` must be in \(0, 1"),
-        (lambda: PartialGroupLasso(1.0, mode="block"), ValueError, "`mode` must be one of"),
+        (lambda: PartialGroupLasso(1.0, mode="first"), ValueError, "`mode` must be one of"),
         (lambda: NuclearNorm(float("nan")), ValueError, "`strength` must be in"),
         (lambda: NuclearNorm(1.0, split="rows"), ValueError, "`split` must be one of 'channel'"),
     ],
