@@ -1,5 +1,13 @@
 """CIFAR-10, ResNet-20. Group lasso on all that belongs to a channel, by its proximal map at every
-step; then channels removed as in cifar10_shrink.
+step; then channels are removed as in cifar10_shrink.
+
+  python -m apps.train --config=configs/cifar10_channel_lasso.py \\
+      --workdir=runs/cifar10_channel_lasso --data_dir=DIR
+
+Not run in full: 64,064 steps, and 40 epochs after each cut. With --config.epochs=20
+--config.shrink.epochs=5, an hour on 2 busy cores, seed 0, TensorFlow backend, test accuracy by
+Keras: trained 87.62 %; cut to half of the MACs 69.67 %, trained further 86.39 %; cut to a quarter
+39.14 %, trained further 83.54 %.
 """
 
 from configs import common
