@@ -134,20 +134,20 @@ def cycles(
     Returns:
         `(the last model, a row for each state: what was done, accuracy, parameters, MACs)`.
     """
-    whole = _costs(model)
+    whole, before = _costs(model), 1.0
     rows = [_row("trained", model, accuracy(model))]
     say(_described(rows[-1], whole))
     for number, share in enumerate(settings["shares"], 1):
         kind = settings["kind"]
-        left = share * whole[kind] / _costs(model)[kind] if kind in whole else share
+        # Of channels, what is left of the last cycle's; of costs, of what the model has by now.
+        left = share / before if kind == "channels" else share * whole[kind] / _costs(model)[kind]
+        before = share
         if left >= 1.0:
             say(f"cycle {number}: not more than that of the {_KINDS[kind]} is left already")
             continue
         score = settings["score"]
         if score in _FROM_DATA:
             score = _FROM_DATA[score](batches(), num_batches=settings["num_batches"])
-        if kind == "channels" and number > 1:
-            left = share / settings["shares"][number - 2]
         started = time.perf_counter()
         keep = _choose(model, score, kind, left, settings)
         model = shrink(model, keep)
