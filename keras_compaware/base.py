@@ -605,7 +605,8 @@ class ChannelLayout(Value):
             entries = ops.reshape(entries, (entries.shape[0], -1))
             if order.max() == entries.shape[0]:  # stands for entries that some channels do not have
                 entries = ops.pad(entries, ((0, 1), (0, 0)))
-            entries = ops.take(entries, order.reshape(-1), axis=0)
+            if not _is_in_order(order.reshape(-1), entries.shape[0]):
+                entries = ops.take(entries, order.reshape(-1), axis=0)
             rows.append(ops.reshape(entries, (self.size, -1)))
         return ops.concatenate(rows, axis=1)
 
@@ -618,7 +619,9 @@ class ChannelLayout(Value):
             rest = _rest(shape, axis)
             end = begin + order.shape[1] * rest
             entries = ops.reshape(tensor[:, begin:end], (order.size, rest))
-            entries = ops.cast(ops.take(entries, np.maximum(places, 0), axis=0), weight.dtype)
+            if not _is_in_order(places, order.size):
+                entries = ops.take(entries, np.maximum(places, 0), axis=0)
+            entries = ops.cast(entries, weight.dtype)
             others = (*shape[:axis], *shape[axis + 1 :])
             entries = ops.moveaxis(ops.reshape(entries, (shape[axis], *others)), 0, axis)
             if (places < 0).any():
@@ -650,6 +653,11 @@ class ChannelLayout(Value):
 
 def _as_tuples(value):
     return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else int(value)
+
+
+def _is_in_order(places, number):
+    """Whether places are those of so many entries as they stand."""
+    return np.array_equal(places, np.arange(number))
 
 
 def _rest(shape, axis):
