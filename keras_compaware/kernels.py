@@ -136,7 +136,7 @@ def find_targets(model):
             if axes is None:
                 continue
             variable = getattr(layer, attribute)
-            name = _unique(f"{path}/{attribute}" if path else attribute, names)
+            name = unique_name(f"{path}/{attribute}" if path else attribute, names)
             if id(variable) in seen:
                 first = seen[id(variable)]
                 known = targets[first]
@@ -202,7 +202,8 @@ def _unknown(path, layer):
     ]
 
 
-def _unique(name, names):
+def unique_name(name, names):
+    """Returns a name that is not among `names`, numbered if need be, and adds it to them."""
     candidates = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
     unique = next(candidate for candidate in candidates if candidate not in names)
     names.add(unique)

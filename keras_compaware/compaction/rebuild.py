@@ -56,6 +56,14 @@ def clone(model, change):
     return cloned
 
 
+def made_anew(operation, config):
+    """Returns a new operation of a configuration, unbuilt."""
+    if type(operation) is keras.layers.Lambda and isinstance(config["function"], dict):
+        # Bytecode would lose the names that the function uses; the function itself is at hand.
+        return keras.layers.Lambda(**{**config, "function": operation.function})
+    return type(operation).from_config(config)
+
+
 @contextlib.contextmanager
 def zeros_at_first(layer):
     """Within it, weights of a layer begin with zeros, where they are overwritten soon.

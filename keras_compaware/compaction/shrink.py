@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_compaware._graph import flat_inputs, has_graph, input_layers, trace
-from keras_compaware.compaction.rebuild import copy_adapted, zeros_at_first
+from keras_compaware.compaction.rebuild import copy_adapted, made_anew, zeros_at_first
 from keras_compaware.compaction.strip import compile_plainly, plain_config
 from keras_compaware.coupling import analyse
 from keras_compaware.coupling.flow import rule_for
@@ -217,12 +217,7 @@ class _Rebuilder:
         edit = self._flow.edits.get(id(operation))
         if edit is not None:
             config = {**config, **edit(self._keep, config)}
-        if type(operation) is keras.layers.Lambda and isinstance(config["function"], dict):
-            # Bytecode would lose the names that the function uses; the function itself is at hand.
-            config = {**config, "function": operation.function}
-            new = keras.layers.Lambda(**config)
-        else:
-            new = type(operation).from_config(config)
+        new = made_anew(operation, config)
         if is_layer:
             self._pairs.append((operation, new))
         return new

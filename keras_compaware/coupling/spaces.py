@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import numpy as np
 from keras_compaware._graph import input_layers, trace
 from keras_compaware._text import text_table
 from keras_compaware.coupling.flow import Flow, Keep, components
+from keras_compaware.kernels import unique_name
 
 _KERNELS = {
     (
@@ -264,7 +264,7 @@ def _spaces(flow, roots):
             )
     spaces, labels, names = [], {}, set()
     for space in sorted(members):
-        name = _unique(flow.blocks[space][2], names)
+        name = unique_name(flow.blocks[space][2], names)
         reason = reasons.get(space)
         spaces.append(ChannelSpace(name, sizes[space], tuple(members[space]), reason))
         labels[name] = (channel[labels_of[space]], labels_of[space])
@@ -274,13 +274,6 @@ def _spaces(flow, roots):
 def _connected_blocks(block, roots, number):
     pairs = np.unique(block * number + block[roots])
     return components(number, [np.stack(np.divmod(pairs, number))])
-
-
-def _unique(name, names):
-    candidates = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
-    unique = next(candidate for candidate in candidates if candidate not in names)
-    names.add(unique)
-    return unique
 
 
 def _kernels(model):

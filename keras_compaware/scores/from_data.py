@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_compaware._graph import flat_inputs
 from keras_compaware.base import check_integer, register
-from keras_compaware.compaction.rebuild import clone
+from keras_compaware.compaction.rebuild import clone, made_anew
 from keras_compaware.coupling import analyse
 from keras_compaware.scores.score import (
     ChannelScore,
@@ -153,12 +153,7 @@ def _trainable_copy(model):
     pairs = []
 
     def change(layer):
-        config = layer.get_config()
-        if type(layer) is keras.layers.Lambda:
-            # Bytecode would lose the names that the function uses; the function itself is at hand.
-            new = keras.layers.Lambda(**{**config, "function": layer.function})
-        else:
-            new = type(layer).from_config(config)
+        new = made_anew(layer, layer.get_config())
         pairs.append((layer, new))
         return new, new
 
