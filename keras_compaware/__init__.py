@@ -43,7 +43,7 @@ from keras_compaware.regularizers import (
     TruncatedNuclearNorm,
 )
 from keras_compaware.rules import Plan, Rule
-from keras_compaware.schedules import Ramp
+from keras_compaware.schedules import Ramp, StrengthController
 from keras_compaware.scores import choose_channels
 from keras_compaware.training import CompressionCallback, CompressionOptimizer, Firing
 
@@ -83,6 +83,7 @@ __all__ = [
     "Skip",
     "SparseGroupLasso",
     "StraightThrough",
+    "StrengthController",
     "Target",
     "TernaryQuantization",
     "TruncatedNuclearNorm",

@@ -542,6 +542,27 @@ class ProximalRegularizer(Value, keras.regularizers.Regularizer):
         """Returns the numerical rank of a kernel, where the penalty lowers it, else None."""
         return None
 
+    def critical_thresholds(self, w, axes=None):
+        """Returns the least `step_size * strength` at which `prox` makes each group zero.
+
+        Groups are what the penalty makes zero as a whole: entries, groups of them, singular values.
+
+        Returns:
+            A float32 tensor, one-dimensional: 0 for groups that are zero, infinity for groups that
+            are not penalised.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define critical_thresholds.")
+
+    def prune(self, w, stays, axes=None):
+        """Returns the kernel with some groups set to zero and the others as they are.
+
+        Args:
+            w: Kernel.
+            stays: Boolean tensor: which groups stay, in the order of `critical_thresholds`.
+            axes: `KernelAxes`; default: by the kernel's number of dimensions.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define prune.")
+
     def reason_to_skip(self, shape, axes):
         """Returns why there is nothing to gain on kernels of this shape, or None."""
         return None
@@ -815,6 +836,8 @@ class Proximal(Value):
         begin: Integer: the last step without it. Default 0.
         end: Integer or None: the last step at which it acts. Default None: no end.
         ramp: `Ramp` that drives the regularizer's strength, or None.
+        controller: `StrengthController` that finds the strength which reaches a target, or None.
+            Like a ramp it changes the regularizer's strength, so give one of the two.
     """
 
     regularizer: ProximalRegularizer
@@ -822,16 +845,32 @@ class Proximal(Value):
     begin: int = 0
     end: int | None = None
     ramp: object = None
+    controller: object = None
 
     def __post_init__(self):
         _check_window("Proximal", self.every, self.begin, self.end)
         _check_regularizer("Proximal", self.regularizer)
         _check_ramp("Proximal", self.ramp, self.regularizer, self.begin, self.end)
+        _check_controller(self)
 
     @property
     def schedule(self):
         """The ramp with its steps filled in, or None."""
         return None if self.ramp is None else self.ramp.within(self.begin, self.end)
+
+
+def _check_controller(action):
+    controller = action.controller
+    if controller is None:
+        return
+    if not hasattr(controller, "dead_groups"):
+        raise TypeError(
+            "Proximal: `controller` must be a StrengthController or None. "
+            f"Received: {controller!r}."
+        )
+    if action.ramp is not None:
+        raise ValueError("Proximal: `ramp` and `controller` both drive the strength: give one.")
+    controller.within(action.begin, action.end)
 
 
 def _check_regularizer(owner, regularizer):

@@ -22,7 +22,7 @@ from keras_compaware.cli.program import UserError
 from keras_compaware.data import AUGMENTATIONS
 from keras_compaware.recipe import Recipe
 from keras_compaware.rules import Rule
-from keras_compaware.schedules import Ramp
+from keras_compaware.schedules import Ramp, StrengthController
 
 DEFAULTS: dict[str, Any] = {
     "data": {"name": "digits", "validation": 0.1, "image_size": None, "augment": ""},
@@ -202,8 +202,9 @@ def recipe_of(config: Mapping, steps_per_epoch: int, total_steps: int) -> Recipe
     - `compressor` or `regularizer`, whichever the action takes, is the name of a class,
     - the other keys are arguments of the action (`every`, `begin`, `end`, see `steps_of`; `hold`)
       or of that class,
-    - `ramp` (and `alpha` of StraightThrough) holds the arguments of a `Ramp`, and `at_end` names a
-      compressor, with its arguments, that follows at the end of training.
+    - `ramp` (and `alpha` of StraightThrough) holds the arguments of a `Ramp`, `controller` those of
+      a `StrengthController`, and `at_end` names a compressor, with its arguments, that follows at
+      the end of training.
 
     Raises:
         UserError: If a name is unknown or an argument does not fit.
@@ -254,9 +255,9 @@ def _action(prefix: str, rule: dict, convert: Mapping[str, int]) -> Any:
     for key in DURATIONS:
         if key in arguments:
             arguments[key] = steps_of(arguments[key], name=f"{prefix}.{key}", **convert)
-    for key in ("ramp", "alpha"):
+    for key, schedule in (("ramp", Ramp), ("alpha", Ramp), ("controller", StrengthController)):
         if arguments.get(key) is not None:
-            arguments[key] = _ramp(f"{prefix}.{key}", arguments[key], convert)
+            arguments[key] = _schedule(f"{prefix}.{key}", schedule, arguments[key], convert)
     subject = next((name for name in _SUBJECTS if name in fields), None)
     if subject is not None:
         # What `Every` calls a constraint is a compressor in a configuration.
@@ -271,12 +272,12 @@ def _action(prefix: str, rule: dict, convert: Mapping[str, int]) -> Any:
     return kind(**arguments)
 
 
-def _ramp(prefix: str, value: Any, convert: Mapping[str, int]) -> Ramp:
+def _schedule(prefix: str, kind: type, value: Any, convert: Mapping[str, int]) -> Any:
     arguments = _dictionary(prefix, value)
-    _check_arguments(prefix, Ramp, arguments)
-    for key in arguments.keys() & {"begin", "end"}:
+    _check_arguments(prefix, kind, arguments)
+    for key in arguments.keys() & set(DURATIONS):
         arguments[key] = steps_of(arguments[key], name=f"{prefix}.{key}", **convert)
-    return Ramp(**arguments)
+    return kind(**arguments)
 
 
 def _subject(prefix: str, arguments: dict, key: str, action: str = "AtEnd") -> Any:

@@ -16,6 +16,7 @@ from keras_compaware.base import (
 )
 
 _HUGE = 1e18
+_HALVINGS = 26  # as many as float32 resolves
 
 
 class GroupPenalty(ProximalRegularizer):
@@ -73,7 +74,49 @@ class GroupPenalty(ProximalRegularizer):
         shape, units = self._layout(shape, axes)
         return math.prod(shape[axis] for axis in units)
 
+    def critical_thresholds(self, w, axes=None):
+        w, axes, _ = as_kernel(w, axes)
+        view, _ = self._arrange(w, axes)
+        _, units = self._layout(w.shape, axes)
+        selected = self._selected(w.shape, axes)
+        weights = self._weights(w.shape, axes, selected)
+        view = _where(selected, view, ops.zeros_like(view))
+        norms, _ = views.groups(view, units)
+        # Of a group in which nothing is penalised the weight is 0.
+        thresholds = ops.where(weights > 0, norms / ops.maximum(weights, 1e-30), math.inf)
+        if self._l1_strength:
+            thresholds = self._with_entries(thresholds, weights, view, units)
+        spared = shrinkage.largest(thresholds, self._num_spared(w.shape, axes))
+        return ops.reshape(ops.where(spared, math.inf, thresholds), (-1,))
+
+    def prune(self, w, stays, axes=None):
+        w, axes, cast = as_kernel(w, axes)
+        view, restore = self._arrange(w, axes)
+        _, units = self._layout(w.shape, axes)
+        places = [size if axis in units else 1 for axis, size in enumerate(view.shape)]
+        rest = _where(self._selected(w.shape, axes), ops.zeros_like(view), view)
+        return cast(restore(ops.where(ops.reshape(stays, places), view, rest)))
+
     # ---- for subclasses -----------------------------------------------------------------------
+
+    def _with_entries(self, thresholds, weights, view, units):
+        """The critical thresholds where entries are penalised as well, by bisection.
+
+        With r = l1_strength / strength, the root of ||max(|w_g| - r t, 0)||_2 - c_g t, which falls.
+        """
+        rate = self._l1_strength / self.strength
+        places = [size if axis in units else 1 for axis, size in enumerate(view.shape)]
+        finite = ops.where(thresholds < math.inf, thresholds, 0.0)
+
+        def halve(_, ends):
+            low, high = ends
+            middle = 0.5 * (low + high)
+            left = shrinkage.soft(ops.abs(view), rate * ops.reshape(middle, places))
+            vanishes = views.groups(left, units)[0] <= weights * middle
+            return ops.where(vanishes, low, middle), ops.where(vanishes, middle, high)
+
+        _, high = ops.fori_loop(0, _HALVINGS, halve, (ops.zeros_like(finite), finite))
+        return ops.where(thresholds < math.inf, high, thresholds)
 
     def _check(self):
         """Checks the fields that all of these have."""

@@ -2,17 +2,17 @@
 
 import dataclasses
 
-from keras_compaware.base import ProximalRegularizer, as_kernel, check_choice, register
+from keras_compaware.base import as_kernel, check_choice, register
 from keras_compaware.regularizers._groups import check_further_strength, in_proportion
 from keras_compaware.regularizers.group import GroupLasso
-from keras_compaware.regularizers.low_rank import NuclearNorm
+from keras_compaware.regularizers.low_rank import NuclearNorm, SpectralPenalty
 
 _ORDERS = ("singular_values_first", "groups_first")
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class LowRankGroupSparsity(ProximalRegularizer):
+class LowRankGroupSparsity(SpectralPenalty):
     """Nuclear norm and group lasso: few singular directions, and units that vanish.
 
         R(W) = strength * sum_j sigma_j(W) + group_strength * sum_g c_g ||w_g||_2
@@ -60,8 +60,6 @@ class LowRankGroupSparsity(ProximalRegularizer):
     weighted: bool = True
     order: str = "singular_values_first"
 
-    needs_decomposition = True
-
     def __post_init__(self):
         name = "LowRankGroupSparsity"
         NuclearNorm(self.strength, self.split)
@@ -81,9 +79,6 @@ class LowRankGroupSparsity(ProximalRegularizer):
         for regularizer, strength in steps if self.order == _ORDERS[0] else reversed(steps):
             w = regularizer.prox(w, step_size, axes, strength)
         return cast(w)
-
-    def rank(self, w, axes=None):
-        return self._nuclear_norm.rank(w, axes)
 
     @property
     def _nuclear_norm(self):

@@ -50,3 +50,11 @@ class L1(ProximalRegularizer):
         strength = ops.cast(self.strength if budget is None else budget, "float32")
         magnitudes, rebuild = views.entries(w)
         return cast(rebuild(shrinkage.soft(magnitudes, ops.cast(step_size, "float32") * strength)))
+
+    def critical_thresholds(self, w, axes=None):
+        w, _, _ = as_kernel(w, axes)
+        return ops.reshape(ops.abs(w), (-1,))
+
+    def prune(self, w, stays, axes=None):
+        w, _, cast = as_kernel(w, axes)
+        return cast(ops.where(ops.reshape(stays, w.shape), w, 0.0))

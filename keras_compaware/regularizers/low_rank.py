@@ -21,9 +21,35 @@ from keras_compaware.base import (
 SPLITS = ("channel", "spatial")
 
 
+class SpectralPenalty(ProximalRegularizer):
+    """A penalty on the singular values of a kernel's matrices, with the field `split`."""
+
+    needs_decomposition = True
+
+    def rank(self, w, axes=None):
+        return ops.max(_ranks(w, axes, self.split))
+
+    def critical_thresholds(self, w, axes=None):
+        w, axes, _ = as_kernel(w, axes)
+        values, _ = views.singular_values(w, axes, self.split)
+        values = ops.where(_resolved(values, w.shape), values, 0.0)
+        free = ops.arange(values.shape[-1]) < self._num_free
+        return ops.reshape(ops.where(free, math.inf, values), (-1,))
+
+    def prune(self, w, stays, axes=None):
+        w, axes, cast = as_kernel(w, axes)
+        values, rebuild = views.singular_values(w, axes, self.split)
+        return cast(rebuild(ops.where(ops.reshape(stays, values.shape), values, 0.0)))
+
+    @property
+    def _num_free(self):
+        """How many of the largest singular values are not penalised."""
+        return getattr(self, "target_rank", 0)
+
+
 @register
 @dataclasses.dataclass(frozen=True)
-class NuclearNorm(ProximalRegularizer):
+class NuclearNorm(SpectralPenalty):
     """Penalises the sum of the singular values of the kernel's matrix.
 
         R(W) = strength * sum_j sigma_j(W)
@@ -52,8 +78,6 @@ class NuclearNorm(ProximalRegularizer):
     strength: float
     split: str = "channel"
 
-    needs_decomposition = True
-
     def __post_init__(self):
         check_number("NuclearNorm", "strength", self.strength, 0.0, math.inf)
         check_choice("NuclearNorm", "split", self.split, SPLITS)
@@ -70,13 +94,10 @@ class NuclearNorm(ProximalRegularizer):
         strength = ops.cast(self.strength if budget is None else budget, "float32")
         return cast(rebuild(shrinkage.soft(values, ops.cast(step_size, "float32") * strength)))
 
-    def rank(self, w, axes=None):
-        return _numerical_rank(w, axes, self.split)
-
 
 @register
 @dataclasses.dataclass(frozen=True)
-class TruncatedNuclearNorm(ProximalRegularizer):
+class TruncatedNuclearNorm(SpectralPenalty):
     """Penalises the singular values of the kernel's matrix beyond the largest ones.
 
         R(W) = strength * sum_{j > target_rank} sigma_j(W)
@@ -116,8 +137,6 @@ class TruncatedNuclearNorm(ProximalRegularizer):
     target_rank: int
     split: str = "channel"
 
-    needs_decomposition = True
-
     def __post_init__(self):
         name = "TruncatedNuclearNorm"
         check_number(name, "strength", self.strength, 0.0, math.inf)
@@ -145,10 +164,7 @@ class TruncatedNuclearNorm(ProximalRegularizer):
         values, rebuild = views.singular_values(w, axes, self.split)
         strength = ops.cast(self.strength if budget is None else budget, "float32")
         threshold = ops.cast(step_size, "float32") * strength
-        return cast(rebuild(shrinkage.soft(values, threshold, free=self.target_rank)))
-
-    def rank(self, w, axes=None):
-        return _numerical_rank(w, axes, self.split)
+        return cast(rebuild(shrinkage.soft(values, threshold, free=self._num_free)))
 
     def reason_to_skip(self, shape, axes):
         _, rows, columns = matrix_shape(shape, axes, self.split)
@@ -157,11 +173,11 @@ class TruncatedNuclearNorm(ProximalRegularizer):
         return f"a {rows} x {columns} matrix has no singular values beyond {self.target_rank}"
 
 
-def _numerical_rank(w, axes, split):
-    """The largest number of singular values above rounding that one of the linear maps has."""
+def _ranks(w, axes, split):
+    """The number of singular values above rounding of every linear map of the kernel."""
     w, axes, _ = as_kernel(w, axes)
     values, _ = views.singular_values(w, axes, split)
-    return ops.max(ops.sum(ops.cast(_resolved(values, w.shape), "int32"), axis=-1))
+    return ops.sum(ops.cast(_resolved(values, w.shape), "int32"), axis=-1)
 
 
 def _resolved(values, shape):

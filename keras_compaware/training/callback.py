@@ -23,10 +23,12 @@ from keras_compaware.training.firing import (
     num_dead_channels,
     overwrite,
     overwrite_by_code,
+    prune,
     shrink_towards,
     sparsity_of,
 )
 from keras_compaware.training.optimizer import holds, step_optimizer
+from keras_compaware.training.steering import steerings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +96,7 @@ class CompressionCallback(keras.callbacks.Callback):
         rank                  mean rank of the targets whose rank is reduced, if there are any
         distortion            mean of ||C(w) - w|| / ||w|| of the targets at their last firing
         compression_seconds   time spent in firings during the epoch
+        strength              of the first regularizer that has a controller, if there is one
 
     A compressor that fits iteratively starts from the code of its last firing in the same epoch.
 
@@ -126,6 +129,7 @@ class CompressionCallback(keras.callbacks.Callback):
         self._start = None
         self._trained = None
         self._previous = {}
+        self._steerings, self._steered = [], {}
         self._monitor = _Monitor()
 
     # ---- Keras hooks --------------------------------------------------------------------------
@@ -177,6 +181,8 @@ class CompressionCallback(keras.callbacks.Callback):
         step = self._read_step()
         self._fire(step, self._epoch_rate)
         self._monitor.report(self._resolved, self._jobs, step, logs)
+        if logs is not None and self._steerings:
+            logs["strength"] = self._steerings[0].strength
 
     def on_train_end(self, logs=None):
         if self._is_waiting:  # not a step was trained
@@ -219,6 +225,7 @@ class CompressionCallback(keras.callbacks.Callback):
                 for key, compressor in self._settled.items()
             },
             "applied": dict(self._applied),
+            "steered": dict(self._steered),
         }
 
     def set_state(self, state):
@@ -228,6 +235,7 @@ class CompressionCallback(keras.callbacks.Callback):
             for key, config in state["settled"].items()
         }
         self._applied = {key: int(step) for key, step in state["applied"].items()}
+        self._steered = dict(state.get("steered", {}))
 
     # ---- inside -------------------------------------------------------------------------------
 
@@ -246,7 +254,8 @@ class CompressionCallback(keras.callbacks.Callback):
     def _prepare(self, model):
         assignments = self._resolved = self._resolve(model)
         if self._trained is not None and self._trained() is not model:
-            self._settled, self._applied = {}, {}  # what another model has left
+            # What another model has left.
+            self._settled, self._applied, self._steered = {}, {}, {}
             self._monitor = _Monitor()
         self._trained = weakref.ref(model)
         self._engine = _engine_for(assignments, model)
@@ -258,7 +267,7 @@ class CompressionCallback(keras.callbacks.Callback):
             for assignment in assignments
             for number, action in enumerate(assignment.actions)
             if isinstance(action, (Every, Proximal))
-            and not (self._engine and self._engine.handles(assignment.target, action))
+            and not self._acts_in_step(assignment.target, action)
         ]
         self._wrappers = compressed_layers(model)
         self._jobs += [
@@ -267,6 +276,12 @@ class CompressionCallback(keras.callbacks.Callback):
             for action in _actions_of(wrapper)
         ]
         self._has_proximal_jobs = bool(self._proximal_jobs())
+        self._steerings = steerings(assignments, model, self._acts_in_step)
+        self._jobs += [
+            _Job(s, _LayerAction(self._steer, s.every, s.begin, s.end), s.name)
+            for s in self._steerings
+            if s.in_step
+        ]
         self._finals = _final_compressors(assignments, self._wrappers, model)
 
     def _stop_waiting(self):
@@ -288,6 +303,12 @@ class CompressionCallback(keras.callbacks.Callback):
             wrapper.blend(step)
         for job in self._jobs:
             job.fired = job.count(step)
+        for steering in self._steerings:
+            state = self._steered.get(steering.name)
+            if state is not None and state["step"] <= step:
+                steering.set_state(state)
+            elif steering.in_step:
+                self._steer(steering, max(step, steering.begin))
         self._next = min((job.next_due() for job in self._jobs), default=float("inf"))
 
     def _count(self, batches_of_epoch):
@@ -361,6 +382,20 @@ class CompressionCallback(keras.callbacks.Callback):
             self._engine.hold(target)
         return change
 
+    def _acts_in_step(self, target, action):
+        return self._engine is not None and self._engine.handles(target, action)
+
+    def _steer(self, steering, step):
+        """Corrects the strength of what acts inside the training step; ends it when it is time."""
+        steering.correct(step, step, self._learning_rate.summed)
+        self._steered[steering.name] = steering.get_state()
+        self._engine.steer(steering.action, steering.strength)
+        if step >= steering.end:
+            for target in steering.targets:
+                prune(target, steering.action.regularizer, steering.stays(target), step)
+            for target in steering.targets:  # some share weights
+                self._engine.hold(target)
+
     def _overwrite(self, key, target, subject, step):
         if not getattr(subject, "warm_starts", False):
             return overwrite(target, subject, step=step)
@@ -369,13 +404,21 @@ class CompressionCallback(keras.callbacks.Callback):
         return change
 
     def _shrink(self, job, step):
-        action, ramp = job.action, job.action.schedule
+        action, target = job.action, job.target
         since = self._applied_until(job)
         last = step if action.end is None else min(step, action.end)
-        budget = None if ramp is None else ramp(step, action.regularizer.strength)
-        step_size = self._learning_rate.summed(since, last)
         self._applied[job.key] = step
-        return shrink_towards(job.target, action.regularizer, step_size, budget, step)
+        ramp = action.schedule
+        budget = None if ramp is None else ramp(step, action.regularizer.strength)
+        if action.controller is not None:
+            steering = next(s for s in self._steerings if target in s.targets)
+            steering.correct(step, since, self._learning_rate.summed)
+            self._steered[steering.name] = steering.get_state()
+            if step >= steering.end:
+                return prune(target, action.regularizer, steering.stays(target), step)
+            budget = steering.strength
+        step_size = self._learning_rate.summed(since, last)
+        return shrink_towards(target, action.regularizer, step_size, budget, step)
 
     def _proximal_jobs(self):
         return [job for job in self._jobs if isinstance(job.action, Proximal)]

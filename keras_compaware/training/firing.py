@@ -65,6 +65,12 @@ def shrink_towards(target, regularizer, step_size, budget=None, step=0):
     return _write(target, step, *function(*arguments))
 
 
+def prune(target, regularizer, stays, step=0):
+    """Sets the groups of a target to zero that do not stay; returns the `Change`."""
+    function = _pruned(regularizer, target.axes)
+    return _write(target, step, *function(target.read(), ops.convert_to_tensor(stays)))
+
+
 def sparsity_of(target, step=0):
     """Returns the fraction of a target's entries that are zero.
 
@@ -141,6 +147,11 @@ def _proximal(regularizer, axes, with_budget):
             lambda w, step, budget: _measured(w, regularizer.prox(w, step, axes, budget))
         )
     return compiled(lambda w, step: _measured(w, regularizer.prox(w, step, axes)))
+
+
+@functools.lru_cache(maxsize=256)
+def _pruned(regularizer, axes):
+    return compiled(lambda w, stays: _measured(w, regularizer.prune(w, stays, axes)))
 
 
 def _measured(before, after):

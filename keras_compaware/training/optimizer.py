@@ -31,7 +31,9 @@ def acts_in_step(action):
 
 
 def holds(action):
-    """Whether the zeros of an action's firings are held in between."""
+    """Whether zeros are held: between an action's firings, or after a controller's end."""
+    if isinstance(action, Proximal):
+        return action.controller is not None and acts_in_step(action)
     return isinstance(action, Every) and action.hold
 
 
@@ -69,8 +71,9 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
         Every(N, C, hold=True):  w <- 0 where the last firing has left a zero
 
     so that steps per execution, gradient accumulation, schedules and rates that callbacks set
-    count exactly. What needs a decomposition, or acts more rarely, is the callback's. The masks
-    are variables of the optimizer, saved and restored with it; `compact` takes the wrapper off.
+    count exactly. What needs a decomposition, or acts more rarely, is the callback's. The masks,
+    and strengths that a controller steers, are variables of the optimizer, saved and restored with
+    it; `compact` takes the wrapper off.
 
     Made by `Recipe.optimizer`. Where the loss is scaled, the `LossScaleOptimizer` goes outside;
     Keras puts it there by itself under the policy "mixed_float16". With `use_ema` what is exactly
@@ -111,6 +114,8 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
         self.entries = None if entries is None else tuple(entries)
         self._masks = {}
+        # By the text of the action: what it is at first, and the variable once there is one.
+        self._first_strengths, self._strengths = {}, {}
 
     # ---- which variables ----------------------------------------------------------------------
 
@@ -133,7 +138,7 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
         if self.entries is None:
             self.entries = tuple(entries)
             if self.built:
-                self._add_masks()
+                self._add_state()
         elif self.entries != tuple(entries):
             raise ValueError(
                 "The model is compiled with an optimizer that was made for another recipe or "
@@ -155,6 +160,12 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
         entry = self._entry_of(target)
         self._masks[entry.name].assign(_mask_of(target.read()))
 
+    def steer(self, action, strength):
+        """Sets the strength of a regularizer that a controller steers, if it acts here."""
+        self._first_strengths[repr(action)] = strength
+        if repr(action) in self._strengths:
+            self._strengths[repr(action)].assign(strength)
+
     def _entry_of(self, target):
         found = (entry for entry in self.entries or () if entry.name == target.name)
         return next(found, None)
@@ -167,9 +178,9 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
             self.inner_optimizer.build(variables)
         super().build(variables)
         if self.entries is not None:
-            self._add_masks()
+            self._add_state()
 
-    def _add_masks(self):
+    def _add_state(self):
         variables = self._trainable_variables
         for number, entry in enumerate(self.entries):
             last = max(entry.indexes)
@@ -187,6 +198,15 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
                     dtype="int8",
                     name=f"mask_{number}",
                 )
+            for action in entry.actions:
+                if getattr(action, "controller", None) is not None:
+                    self._add_strength(repr(action))
+
+    def _add_strength(self, key):
+        if key not in self._strengths:
+            first = keras.initializers.Constant(self._first_strengths.get(key, 0.0))
+            name = f"strength_{len(self._strengths)}"
+            self._strengths[key] = self.add_variable((), first, dtype="float32", name=name)
 
     @property
     def variables(self):
@@ -224,9 +244,13 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
         for action in entry.actions:
             active = _active(action, step, updated)
             after = _conditionally(
-                active, lambda action=action, w=w: _applied(action, entry.axes, w, step, rate), w
+                active,
+                lambda action=action, w=w: _applied(
+                    action, entry.axes, w, step, rate, self._strengths.get(repr(action))
+                ),
+                w,
             )
-            if holds(action):
+            if holds(action) and isinstance(action, Every):
                 kept = ops.convert_to_tensor(mask)
                 mask.assign(_mask_of(after) if active is None else _choose(active, after, kept))
             w = after
@@ -310,10 +334,12 @@ def _active(action, step, updated):
     return active
 
 
-def _applied(action, axes, w, step, rate):
+def _applied(action, axes, w, step, rate, strength=None):
     subject = action.regularizer if isinstance(action, Proximal) else action.constraint
     ramp = action.schedule
     budget = None if ramp is None else ramp(step, getattr(subject, subject.budget))
+    if strength is not None:
+        budget = ops.convert_to_tensor(strength)
     if isinstance(action, Proximal):
         return subject.prox(w, rate, axes, budget)
     if isinstance(subject, (Compressor, Perturbation)):

@@ -20,6 +20,7 @@ from keras_compaware import (
     Rule,
     Skip,
     StraightThrough,
+    StrengthController,
     UniformQuantization,
     models,
 )
@@ -182,6 +183,7 @@ def test_rules_become_actions():
             "action": "Proximal",
             "regularizer": "GroupLasso",
             "strength": 0.1,
+            "controller": {"dead_groups": 0.5, "end": "25%"},
             "at_end": {"compressor": "UniformQuantization", "bits": 8},
         },
         penalty={
@@ -199,11 +201,13 @@ def test_rules_become_actions():
         },
     )
     ramp = Ramp(initial=0.1, begin=20, end=80)
+    half = StrengthController(dead_groups=0.5, end=50)
+    steered = Proximal(GroupLasso(0.1), controller=half)
     assert found == Recipe(
         [
             Rule("head", Skip("small")),
             Rule("conv", Every(10, MagnitudePruning(0.9), begin=20, end=100, ramp=ramp, hold=True)),
-            Rule("dense1", Proximal(GroupLasso(0.1)), AtEnd(UniformQuantization(8))),
+            Rule("dense1", steered, AtEnd(UniformQuantization(8))),
             Rule("dense2", Penalty(GroupLasso(0.1))),
             Rule(None, StraightThrough(LowRank(rank=3), 7, Ramp(1.0, end=100, power=1))),
         ]

@@ -113,6 +113,38 @@ def test_exact_zeros_appear(case, name):
         assert zero == len(penalised) // 2
 
 
+@on_every_kernel
+def test_groups_vanish_at_their_critical_thresholds(case, name):
+    found = kernel(name)
+    w = found.random()
+
+    def thresholds(w):
+        with eagerly():
+            return array(case.regularizer.critical_thresholds(w, found.axes))
+
+    before = thresholds(w)
+    assert before.ndim == 1
+    finite = np.sort(before[np.isfinite(before)])
+    if case.groups is not None:
+        assert len(finite) == len(case.groups(w, found.axes))
+    middle = finite[len(finite) // 2]
+    for threshold in (middle * (1 - 1e-3), middle * (1 + 1e-5)):
+        after = thresholds(prox(case, w, threshold / STRENGTH, found.axes))
+        vanished = np.count_nonzero(before <= threshold)
+        if case.gap:  # further ones, by the other of two maps
+            assert np.count_nonzero(after == 0) >= vanished
+        else:
+            np.testing.assert_array_equal(after == 0, before <= threshold)
+    zeros = np.count_nonzero(thresholds(np.zeros_like(w)) == 0)
+    assert zeros == np.count_nonzero(np.isfinite(before))
+    with eagerly():
+        pruned = array(case.regularizer.prune(w, before > middle, axes=found.axes))
+    np.testing.assert_array_equal(thresholds(pruned) == 0, before <= middle)
+    if case.groups is not None and not case.in_proportion:
+        kept = prox(case, w, middle * (1 + 1e-5) / STRENGTH, found.axes) != 0
+        np.testing.assert_array_equal(pruned, np.where(kept, w, 0))
+
+
 def found_matrices(case, w, axes):
     return matrices(w, axes, case.regularizer.split)
 
