@@ -7,9 +7,10 @@ from keras_compaware.compressors.codebook import (
     UniformQuantization,
     WeightClustering,
 )
-from keras_compaware.compressors.low_rank import LowRank, Tucker2
+from keras_compaware.compressors.low_rank import LowRank
 from keras_compaware.compressors.perturbation import WeightDecay, WeightNoise
 from keras_compaware.compressors.pruning import GroupPruning, MagnitudePruning, NMPruning
+from keras_compaware.compressors.tucker import Tucker2
 
 __all__ = [
     "BinaryCodeQuantization",

@@ -32,6 +32,7 @@ from keras_compaware import (
 )
 from keras_compaware.base import Compressor, ProximalRegularizer
 from tests.laws.kernels_under_test import matrices, unit_groups
+from tests.math.references import variational_solution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,20 +166,47 @@ def rank_for_ratio(ratio):
     return rank_of
 
 
-def rank_for_energy(energy):
-    """The smallest rank that keeps that fraction of the squared entries of all linear maps."""
+def rank_for_energy(energy, power=2):
+    """The smallest rank that keeps that fraction of the singular values of all linear maps."""
 
     def rank_of(found):
-        total = sum(np.sum(matrix**2) for matrix in found)
+        values = [np.linalg.svd(matrix, compute_uv=False) for matrix in found]
+        total = sum(np.sum(v**power) for v in values)
         for rank in range(1, min(found[0].shape) + 1):
-            kept = sum(
-                np.sum(np.linalg.svd(matrix, compute_uv=False)[:rank] ** 2) for matrix in found
-            )
-            if kept >= energy * total:
+            if sum(np.sum(v[:rank] ** power) for v in values) >= energy * total:
                 break
         return rank
 
     return rank_of
+
+
+def rank_by_variational_bayes(least):
+    """The largest of the ranks of the linear maps, without the channels that are zero."""
+
+    def rank_of(found):
+        found = [m[m.any(axis=1)][:, m.any(axis=0)] for m in found if m.any()]
+        ranks = [variational_solution(matrix)[0] for matrix in found]
+        return max(least, *ranks) if ranks else least
+
+    return rank_of
+
+
+def full_rank(found):
+    return min(found[0].shape)
+
+
+def rounded(rank_of, multiple, ratio=None):
+    """The next multiple, but not above the full rank, nor what a ratio allows."""
+
+    def rounded_rank_of(found):
+        most = min(found[0].shape)
+        rank = min(-(-rank_of(found) // multiple) * multiple, most)
+        if ratio is None:
+            return rank
+        most = rank_for_ratio(ratio)(found)
+        return min(rank, most if most < multiple else most - most % multiple)
+
+    return rounded_rank_of
 
 
 def factor_shapes(shape, axes, rank, split="channel"):
@@ -334,7 +362,7 @@ def tensor_sizes(shape, axes):
     return window, matrix.shape[0] // window, matrix.shape[1]
 
 
-def tucker_by_alternation(ranks_of, sweeps=2):
+def tucker_by_alternation(ranks_of, sweeps=2, of_values=False):
     """Leading singular vectors of the unfoldings, then of the kernel seen through the others."""
 
     def leading(tensor, axis, rank):
@@ -344,7 +372,7 @@ def tucker_by_alternation(ranks_of, sweeps=2):
     def oracle(w, axes):
         result = w.astype("float64")
         window, inputs, outputs = tensor_sizes(w.shape, axes)
-        first, second = ranks_of(window, inputs, outputs)
+        first, second = ranks_of(w, axes) if of_values else ranks_of(window, inputs, outputs)
         for matrix, write in matrices(result, axes):
             kernel = matrix.reshape(window, inputs, outputs)
             p, q = leading(kernel, 1, first), leading(kernel, 2, second)
@@ -383,6 +411,43 @@ def ranks_for_ratio(ratio):
         return best
 
     return ranks_of
+
+
+def multiples_of_two(window, inputs, outputs):
+    """For the ratio 0.8, as `ranks_for_ratio`, of all that grow on its way the even ones."""
+    best, (first, second) = None, (1, 1)
+    for ratio in np.linspace(0, 3, 2000):
+        first, second = ranks_for_ratio(ratio)(window, inputs, outputs)
+        even = [rank if rank < 2 else rank - rank % 2 for rank in (first, second)]
+        pair = min(even[0], window * even[1]), min(even[1], window * even[0])
+        cost = tucker_cost(window, inputs, outputs, *pair)
+        if best is None or cost <= 0.8 * window * inputs * outputs * (1 + 1e-12):
+            best = pair
+    return best
+
+
+def ranks_of_modes(rank_of):
+    """Of either unfolding by itself, but neither above the other times the window."""
+
+    def ranks_of(w, axes):
+        window, inputs, outputs = tensor_sizes(w.shape, axes)
+        found = [m.reshape(window, inputs, outputs) for m, _ in matrices(w.astype("f8"), axes)]
+        first = rank_of([np.swapaxes(k, 0, 1).reshape(inputs, -1) for k in found])
+        second = rank_of([np.moveaxis(k, 2, 0).reshape(outputs, -1) for k in found])
+        first = min(first, window * second)
+        return first, min(second, window * first)
+
+    return ranks_of
+
+
+def tucker_bits_of_values(ranks_of):
+    """The bits for the kernel that the laws compress."""
+
+    def num_bits(shape, axes):
+        w = np.random.default_rng(0).normal(size=shape).astype("float32")
+        return tucker_bits(lambda *sizes: ranks_of(w, axes))(shape, axes)
+
+    return num_bits
 
 
 def tucker_bits(ranks_of, bits=32, extra=0):
@@ -487,6 +552,31 @@ COMPRESSORS = (
         oracle=truncated(rank_for_energy(0.8)),
         idempotent=False,  # until it is settled
         steady=1.0,
+    ),
+    CompressorCase(
+        "energy 0.5 of the sums, multiples of 2, at most 0.9",
+        LowRank(energy=0.5, energy_of="sums", max_ratio=0.9, round_to=2),
+        num_bits=lambda shape, axes: None,
+        oracle=truncated(rounded(rank_for_energy(0.5, power=1), 2, ratio=0.9)),
+        idempotent=False,
+        steady=1.0,
+        variant=True,
+    ),
+    CompressorCase(
+        "variational",
+        LowRank(rank="vbmf"),
+        num_bits=lambda shape, axes: None,
+        oracle=truncated(rank_by_variational_bayes(1)),
+        idempotent=False,
+        steady=1.0,
+    ),
+    CompressorCase(
+        "ratio 0.8, multiples of 2",
+        LowRank(ratio=0.8, round_to=2),
+        num_bits=factor_bits(rounded(full_rank, 2, ratio=0.8)),
+        oracle=truncated(rounded(full_rank, 2, ratio=0.8)),
+        budgets=tuple((r, LowRank(ratio=r, round_to=2)) for r in (0.3, 1.0)),
+        variant=True,
     ),
     *(
         CompressorCase(
@@ -599,6 +689,31 @@ COMPRESSORS = (
         num_bits=tucker_bits(ranks_for_ratio(0.8)),
         oracle=tucker_by_alternation(ranks_for_ratio(0.8)),
         budgets=((0.5, Tucker2(ratio=0.5)),),
+    ),
+    CompressorCase(
+        "Tucker of energy 0.7",
+        Tucker2(energy=0.7),
+        num_bits=tucker_bits_of_values(ranks_of_modes(rank_for_energy(0.7))),
+        oracle=tucker_by_alternation(ranks_of_modes(rank_for_energy(0.7)), of_values=True),
+        idempotent=False,  # until it is settled
+        steady=1.0,
+    ),
+    CompressorCase(
+        "variational Tucker",
+        Tucker2(ranks="vbmf"),
+        num_bits=tucker_bits_of_values(ranks_of_modes(rank_by_variational_bayes(1))),
+        oracle=tucker_by_alternation(ranks_of_modes(rank_by_variational_bayes(1)), of_values=True),
+        idempotent=False,
+        steady=1.0,
+        variant=True,
+    ),
+    CompressorCase(
+        "Tucker of ratio 0.8, multiples of 2",
+        Tucker2(ratio=0.8, round_to=2),
+        num_bits=tucker_bits(multiples_of_two),
+        oracle=tucker_by_alternation(multiples_of_two),
+        budgets=((0.5, Tucker2(ratio=0.5, round_to=2)),),
+        variant=True,
     ),
     CompressorCase(
         "Tucker of ranks 1 and 1, then 8 bits",

@@ -172,7 +172,7 @@ def test_pruning_that_removes_nothing_is_told():
         (lambda: GroupPruning(0.5, block=4), TypeError, "`block` must be a pair"),
         (lambda: GroupPruning(0.5, block=(0, 4)), ValueError, "`block` must be at least 1"),
         (lambda: LowRank(rank=1, tile=1), ValueError, "`tile` must be at least 2"),
-        (lambda: Tucker2(), ValueError, "exactly one of `ranks` and `ratio`"),
+        (lambda: Tucker2(), ValueError, "exactly one of `ranks`, `ratio` and `energy`"),
         (lambda: Tucker2(ranks=(2, 2), ratio=0.5), ValueError, "exactly one of"),
         (lambda: Tucker2(ranks=3), TypeError, "`ranks` must be a pair"),
         (lambda: Tucker2(ranks=(0, 3)), ValueError, "`ranks` must be at least 1"),
