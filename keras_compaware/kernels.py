@@ -148,6 +148,12 @@ def find_targets(model):
     return list(targets.values()), skipped
 
 
+def kernel_axes(layer, attribute):
+    """Returns the `KernelAxes` of one of a layer's kernels, which its class has registered."""
+    axes = _rule_for(layer)[attribute]
+    return axes if isinstance(axes, KernelAxes) else axes(layer)
+
+
 def walk(layer, path="", visited=None):
     """Yields `(path, layer)` for a layer and everything inside it, each layer once."""
     visited = set() if visited is None else visited

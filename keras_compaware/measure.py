@@ -283,7 +283,8 @@ def _cell_macs(cell: keras.layers.Layer, features: int) -> int | None:
         (keras.layers.SimpleRNNCell, 1),
     ):
         if isinstance(cell, kind):
-            return gates * cell.units * (features + cell.units)
+            recurrent = getattr(cell, "recurrent_macs", gates * cell.units * cell.units)
+            return gates * cell.units * features + recurrent
     if isinstance(cell, keras.layers.StackedRNNCells):
         total = 0
         for inner in cell.cells:
@@ -355,7 +356,8 @@ def _multi_head_attention(call: _graph.Call) -> int:
     attended = math.prod(value.shape[axis] for axis in layer.attention_axes)
     positions = _size(query) // query.shape[-1]
     products = positions * attended * (key_width + value_width)
-    return projections + products + _size(call.outputs[0]) * value_width
+    gate = _size(query) * value_width * layer.get_config().get("use_gate", False)
+    return projections + gate + products + _size(call.outputs[0]) * value_width
 
 
 def _grouped_query_attention(call: _graph.Call) -> int:
@@ -365,7 +367,8 @@ def _grouped_query_attention(call: _graph.Call) -> int:
     key_width = layer.num_key_value_heads * layer.head_dim
     projections = _size(query) * query_width + (_size(key) + _size(value)) * key_width
     products = query.shape[0] * query.shape[1] * value.shape[1] * 2 * query_width
-    return projections + products + _size(call.outputs[0]) * query_width
+    gate = _size(query) * query_width * layer.get_config().get("use_gate", False)
+    return projections + gate + products + _size(call.outputs[0]) * query_width
 
 
 def _attention(call: _graph.Call) -> int:

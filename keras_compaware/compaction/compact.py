@@ -1,6 +1,5 @@
 """Compaction: the same function in fewer parameters."""
 
-import collections
 import dataclasses
 import math
 
@@ -8,18 +7,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_compaware._graph import calls, has_graph
+from keras_compaware._graph import has_graph, trace
 from keras_compaware._text import text_table
 from keras_compaware.compaction.dead_channels import live_channels
-from keras_compaware.compaction.factorise import (
-    FACTORISABLE,
-    cut_code,
-    factorised_layer,
-    find_factorisation,
-)
+from keras_compaware.compaction.factorise import cut_code
+from keras_compaware.compaction.factorise_parts import Parts, surroundings
+from keras_compaware.compaction.factorise_table import fall_apart
 from keras_compaware.compaction.rebuild import clone
 from keras_compaware.compaction.shrink import shrink
-from keras_compaware.compaction.strip import compile_plainly, plain_config, stripped_layer
+from keras_compaware.compaction.strip import compile_plainly, stripped_layer
 from keras_compaware.coupling import analyse
 from keras_compaware.kernels import find_targets
 from keras_compaware.layers import Compressed
@@ -68,7 +64,7 @@ class CompactResult:
     """A compacted model and how it came about; `print` shows tables.
 
     Args:
-        model: The new model: plain Keras layers only.
+        model: The new model: plain Keras layers only, unless recurrent kernels were split.
         rows: Tuple of `CompactRow`s, one for each layer that was considered for factors.
         max_error: Largest difference between the outputs of the two models on random inputs,
             relative to the largest output.
@@ -99,17 +95,28 @@ class CompactResult:
         return f"{channels}\n\n{layers}"
 
 
-def compact(model, codes=None):
+def compact(model, codes=None, recurrent_kernels=False):
     """Returns a smaller model that computes the same function, in plain Keras layers.
 
     Straight-through wrappers are replaced by their layers with the compressed kernels, and the
     regularizers, constraints and optimizer wrapper of this package are taken off. Channels that
     nothing reads are removed (see `shrink`): all weights that could read them are zero, or belong
-    to channels that nothing reads. Then every Dense and convolution layer whose kernel has low
-    rank becomes a `Sequential` of two layers (of three, a convolution whose input and output modes
-    have low rank: Tucker-2) under the old name, provided that this saves parameters and
-    multiply-accumulates. No recipe is needed: zeros and ranks are read off the kernels. The file of
-    the new model loads with plain `keras.models.load_model`.
+    to channels that nothing reads. Then layers whose kernels have low rank fall apart, provided
+    that this saves parameters and multiply-accumulates:
+
+    - Dense, EinsumDense and convolution layers become a `Sequential` of two layers (of three, a
+      convolution whose input and output modes have low rank: Tucker-2) under the old name.
+    - An Embedding becomes a `Sequential` of a narrow one and a Dense layer; this saves parameters
+      only.
+    - LSTM, GRU, SimpleRNN and RNN layers with their cells become a `Sequential` of a Dense layer
+      and the recurrent one, by the rank of the input kernel; Bidirectional ones, by that of both
+      input kernels side by side. Dropout of the inputs moves in front of the Dense layer.
+    - Before the inputs of attention layers whose projections have low rank, and behind their
+      output, there are Dense layers. Around a recurrent layer that takes or returns states, as
+      well, the layers stand in the model themselves, since a `Sequential` hands on one tensor.
+
+    No recipe is needed: zeros and ranks are read off the kernels. The file of the new model loads
+    with plain `keras.models.load_model`.
 
     Regularizers of the kernel are not taken over to its factors. A compiled model stays compiled,
     with a fresh optimizer of the same configuration.
@@ -120,6 +127,9 @@ def compact(model, codes=None):
             leaves them in `codes` when it has quantized the factors of a low-rank kernel: these
             factors are taken, where a decomposition would find others that are not quantized.
             They lose the removed channels like the kernels.
+        recurrent_kernels: Whether recurrent kernels of low rank are split, too: the cells become
+            `layers.LowRankLSTMCell` and the like, so that `import keras_compaware` must come before
+            the file of the new model is loaded. Default False.
 
     Returns:
         A `CompactResult`.
@@ -141,37 +151,28 @@ def compact(model, codes=None):
     factors = _known_codes(model, given_codes)
     model, channels, factors = _without_dead_channels(_without_wrappers(model), factors)
     whole, whole_codes = (model, factors) if channels else (given, given_codes)
-    codes = _by_variable(model, factors)
+    known = surroundings(model, _by_variable(model, factors), recurrent_kernels)
     rows, copies = [], []
-    sizes = _input_sizes(model)
 
     def change(layer):
         new, fill = stripped_layer(layer)
-        if isinstance(layer, FACTORISABLE) and layer.built:
-            reason, found = _factorisation(
-                layer, sizes.get(id(layer), ()), codes.get(id(layer.kernel))
-            )
-            if found is not None:
-                new, fill = factorised_layer(layer, found, plain_config(layer))
-            rows.append(_row(layer, found, reason))
-        copies.append((new, fill))
+        found = _parts(layer, known) if layer.built else None
+        if isinstance(found, Parts):
+            new, fill = found.new, found.fill
+        if found is not None:
+            rows.append(_row(layer, found))
+        copies.append((layer, new, fill))
         return new, None
 
     small = clone(model, change)
-    for new, fill in copies:
+    for layer, new, fill in copies:
         fill(new)
+        if not layer.trainable:  # the layers inside attention are made when it is built
+            for part in new._flatten_layers():
+                part.trainable = False
     compile_plainly(small)
     error = _compare(given, small)
     return CompactResult(small, tuple(rows), error, channels, whole, whole_codes)
-
-
-def _input_sizes(model):
-    """Returns the shapes of what each layer is called on, by the layer's id."""
-    sizes = collections.defaultdict(list)
-    if has_graph(model):
-        for call in calls(model):
-            sizes[id(call.operation)] += [tensor.shape for tensor in call.inputs[:1]]
-    return sizes
 
 
 def _without_wrappers(model):
@@ -238,38 +239,26 @@ def _by_variable(model, codes):
     return {id(t.variables[0]): codes[t.name] for t in targets if t.name in codes}
 
 
-def _factorisation(layer, input_shapes, code):
-    """Returns `(reason, None)` or `("", Factorisation)`."""
-    if type(layer) not in FACTORISABLE:
-        kind = type(layer).__name__
-        return f"a subclass of a Keras layer ({kind}) may compute something else", None
-    if getattr(layer, "quantization_mode", None) is not None:
-        return f"quantized by Keras ({layer.quantization_mode})", None
-    if getattr(layer, "lora_enabled", False):
-        return "LoRA is enabled", None
-    kernel = ops.convert_to_numpy(ops.cast(layer.kernel.value, "float32"))
+def _parts(layer, known):
     try:
-        found = find_factorisation(layer, kernel, input_shapes, code)
+        return fall_apart(layer, known)
     except ValueError as error:
         raise ValueError(f"compact: '{layer.name}': {error}") from error
-    return (found, None) if isinstance(found, str) else ("", found)
 
 
-def _row(layer, found, reason):
+def _row(layer, found):
     before = sum(math.prod(weight.shape) for weight in layer.weights)
-    if found is None:
-        return CompactRow(layer.name, type(layer).__name__, before, before, f"as it is: {reason}")
-    after = before - math.prod(layer.kernel.shape) + found.num_parameters
-    note = str(found)
-    if not isinstance(layer, keras.layers.Dense):
-        note += ", Tucker-2" if found.form == "tucker" else f", {found.form} split"
-    return CompactRow(layer.name, type(layer).__name__, before, after, note)
+    kind = type(layer).__name__
+    if not isinstance(found, Parts):
+        return CompactRow(layer.name, kind, before, before, f"as it is: {found}")
+    return CompactRow(layer.name, kind, before, before - found.saved, found.note)
 
 
 def _compare(model, small):
     is_sequential = isinstance(model, keras.Sequential)
     inputs = model.inputs[0] if is_sequential else model.input
-    inputs = keras.tree.map_structure(_random_input, inputs)
+    limits = _limits(model)
+    inputs = keras.tree.map_structure(lambda t: _random_input(t, limits.get(id(t), 1)), inputs)
     expected = keras.tree.flatten(model(inputs, training=False))
     received = keras.tree.flatten(small(inputs, training=False))
     error = 0.0
@@ -294,11 +283,29 @@ def _coarsest_epsilon(model):
     return max((2.0 ** -digits[dtype] for dtype in dtypes if dtype in digits), default=0.0)
 
 
-def _random_input(tensor):
+def _limits(model):
+    """Numbers of values that inputs may take which are read by embeddings only, by their ids."""
+    if not has_graph(model):
+        return {}
+    graph = trace(model)
+    limits = {}
+    for declared, tensor in zip(model.inputs, graph.inputs, strict=True):
+        readers = [c.operation for c in graph.calls if any(t is tensor for t in c.inputs)]
+        tables = [r for r in readers if isinstance(r, keras.layers.Embedding)]
+        # Besides a table, the inputs are compared with zero: its mask.
+        if tables and all(r in tables or type(r).__name__ == "NotEqual" for r in readers):
+            limits[id(declared)] = min(table.input_dim for table in tables)
+    return limits
+
+
+def _random_input(tensor, limit):
     shape = [
         2 if axis == 0 and size is None else size or 32 for axis, size in enumerate(tensor.shape)
     ]
-    if "float" not in tensor.dtype:
+    rng = np.random.default_rng(0)
+    if tensor.dtype == "string":
         return ops.zeros(shape, tensor.dtype)
-    values = np.random.default_rng(0).uniform(-1.0, 1.0, shape)
+    if "float" not in tensor.dtype:
+        return ops.convert_to_tensor(rng.integers(limit, size=shape), tensor.dtype)
+    values = rng.uniform(-1.0, 1.0, shape)
     return ops.cast(values, tensor.dtype)

@@ -1,4 +1,4 @@
-"""A layer whose kernel has low rank, as two or three smaller layers."""
+"""Kernels of low rank as two or three factors."""
 
 import dataclasses
 import math
@@ -9,14 +9,18 @@ from keras import ops
 
 from keras_compaware._math.axes import matricise, matrix_shape, tensor_shape
 from keras_compaware._math.svd import svd
-from keras_compaware.base import KernelAxes
-from keras_compaware.compaction.rebuild import copy_variable
+from keras_compaware.kernels import kernel_axes
 
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-FACTORISABLE = (keras.layers.Dense, *CONVOLUTIONS)
+FACTORISABLE = (
+    keras.layers.Dense,
+    *CONVOLUTIONS,
+    keras.layers.EinsumDense,
+    keras.layers.Embedding,
+)
 
 # form -> names of its layers, first to last, each with the window axes that it takes care of
-_FORMS = {
+FORMS = {
     "channel": {"left": slice(None), "right": slice(0, 0)},
     "spatial": {"left": slice(0, 1), "right": slice(1, None)},
     "tucker": {"input": slice(0, 0), "core": slice(None), "output": slice(0, 0)},
@@ -52,7 +56,8 @@ def find_factorisation(layer, kernel, input_shapes=(), code=None):
     """Returns the `Factorisation` that saves most without loss, or the reason why there is none.
 
     The ranks are the numerical ones: singular values of at most max(m, n) * 2^-23 times the largest
-    count as zero. A factorisation must save parameters and multiply-accumulates.
+    count as zero. A factorisation must save parameters and multiply-accumulates (of an `Embedding`,
+    which multiplies nothing, parameters).
 
     Args:
         layer: A layer of one of the `FACTORISABLE` classes.
@@ -62,11 +67,11 @@ def find_factorisation(layer, kernel, input_shapes=(), code=None):
             many is known from these only.
         code: The kernel's `Code` of factors, if there is one: these factors are taken.
     """
-    axes = _kernel_axes(layer)
+    axes = kernel_axes(layer, kernel_name(layer))
     if code is not None:
         found = [_coded(kernel, axes, code)]
     else:
-        window = kernel.shape[:-2]
+        window = [kernel.shape[axis] for axis in axes.spatial]
         forms = ["channel"]
         forms += ["spatial"] if max(window[1:], default=1) > 1 else []
         forms += ["tucker"] if math.prod(window) > 1 else []
@@ -74,11 +79,65 @@ def find_factorisation(layer, kernel, input_shapes=(), code=None):
     best, reasons = None, []
     for candidate in found:
         if not _saves(layer, kernel, input_shapes, candidate):
-            verb = "saves" if len(candidate.ranks) == 1 else "save"
-            reasons.append(f"{candidate} ({candidate.form}) {verb} nothing")
+            reasons.append(_saves_nothing(candidate))
         elif best is None or candidate.num_parameters < best.num_parameters:
             best = candidate
     return best if best is not None else "; ".join(reasons)
+
+
+def find_shared_factors(kernels, extra=0):
+    """Returns the `Factorisation` of kernels that read the same inputs, or why there is none.
+
+    Side by side they are one matrix: its left factor is "left", each kernel's share of the right
+    one has the kernel's name.
+
+    Args:
+        kernels: Dict from names to `(float32 array, KernelAxes, Code or None)`; the axes of the
+            inputs come before those of the outputs, and there are no others. With a code, the
+            factors of each kernel are its own, and their ranks add up.
+        extra: Integer: further parameters that each unit of rank costs.
+    """
+    rows = None
+    matrices = []
+    for kernel, axes, _ in kernels.values():
+        rows = kernel.shape[: len(axes.inputs)]
+        matrices.append(kernel.reshape(math.prod(rows), -1))
+    widths = [matrix.shape[1] for matrix in matrices]
+    if any(code is not None for *_, code in kernels.values()):
+        left, right = _side_by_side(kernels.values(), widths)
+    else:
+        left, right = _factors(np.concatenate(matrices, axis=1)[None])
+    rank = left.shape[-1]
+    parts = {"left": left.reshape(*rows, rank)}
+    shares = np.split(right.reshape(rank, -1), np.cumsum(widths)[:-1], axis=1)
+    for (name, (kernel, axes, _)), share in zip(kernels.items(), shares, strict=True):
+        parts[name] = share.reshape(rank, *kernel.shape[len(axes.inputs) :])
+    full_rank = min(math.prod(rows), sum(widths))
+    found = Factorisation("channel", (rank,), (full_rank,), parts)
+    saves = found.num_parameters + extra * rank < sum(matrix.size for matrix in matrices)
+    return found if saves else _saves_nothing(found)
+
+
+def _side_by_side(kernels, widths):
+    """The factors of each kernel by itself, in blocks of a joint pair of factors."""
+    lefts, blocks = [], []
+    for number, (kernel, axes, code) in enumerate(kernels):
+        own = _coded(kernel, axes, code) if code else _decomposed(kernel, axes, "channel")
+        rank = own.ranks[0]
+        lefts.append(own.kernels["left"].reshape(-1, rank))
+        around = (sum(widths[:number]), sum(widths[number + 1 :]))
+        blocks.append(np.pad(own.kernels["right"].reshape(rank, -1), ((0, 0), around)))
+    return np.concatenate(lefts, axis=1), np.concatenate(blocks)
+
+
+def kernel_name(layer):
+    """Returns the name of the attribute that is the kernel of a layer with one kernel."""
+    return "embeddings" if isinstance(layer, keras.layers.Embedding) else "kernel"
+
+
+def _saves_nothing(found):
+    verb = "saves" if len(found.ranks) == 1 else "save"
+    return f"{found} ({found.form}) {verb} nothing"
 
 
 def _decomposed(kernel, axes, form):
@@ -86,12 +145,16 @@ def _decomposed(kernel, axes, form):
     if form == "tucker":
         return _decomposed_by_tucker(kernel, axes)
     matrix, _ = matricise(ops.convert_to_tensor(kernel, "float32"), axes, form)
+    left, right = _factors(matrix)
+    return _factorisation(kernel, axes, form, {"left": left, "right": right})
+
+
+def _factors(matrix):
+    """Returns two factors of a stack of matrices, its singular values shared evenly."""
     left, values, right = _svd(matrix)
     rank = _numerical_rank(values, *matrix.shape[1:])
-    # The singular values are shared evenly between the factors.
     root = np.sqrt(values[:, :rank])
-    left, right = left[:, :, :rank] * root[:, None, :], right[:, :rank, :] * root[:, :, None]
-    return _factorisation(kernel, axes, form, {"left": left, "right": right})
+    return left[:, :, :rank] * root[:, None, :], right[:, :rank, :] * root[:, :, None]
 
 
 def _decomposed_by_tucker(kernel, axes):
@@ -112,8 +175,7 @@ def _decomposed_by_tucker(kernel, axes):
 def _coded(kernel, axes, code):
     """Returns the `Factorisation` by the factors of a code."""
     parts = {
-        name: ops.convert_to_numpy(code.parts[name]).astype("float32")
-        for name in _FORMS[code.split]
+        name: ops.convert_to_numpy(code.parts[name]).astype("float32") for name in FORMS[code.split]
     }
     form = code.split
     split = "channel" if form == "tucker" else form
@@ -173,14 +235,29 @@ def _factorisation(kernel, axes, form, parts):
     else:
         full_ranks = (min(matrix_shape(kernel.shape, axes, form)[1:]),)
         ranks = parts["left"].shape[2:]
+        if not axes.spatial and axes.groups == 1:
+            kernels = _plain_kernels(kernel.shape, axes, *ranks, **parts)
+            return Factorisation(form, tuple(ranks), tuple(full_ranks), kernels)
         stack, _, outputs = matrix_shape(kernel.shape, axes)
         right = parts["right"].reshape(stack, *ranks, -1, outputs)
         parts = {**parts, "right": np.swapaxes(right, 1, 2)}  # the window before the inputs
     kernels = {
-        name: _layer_kernel(parts[name], _window_of(kernel.shape[:-2], own))
-        for name, own in _FORMS[form].items()
+        name: _layer_kernel(parts[name], window_of(kernel.shape[:-2], own))
+        for name, own in FORMS[form].items()
     }
     return Factorisation(form, tuple(ranks), tuple(full_ranks), kernels)
+
+
+def _plain_kernels(shape, axes, rank, left, right):
+    """Folds stacks of factors into (batch..., inputs..., rank) and (batch..., rank, outputs...)."""
+    batch, inputs, outputs = (
+        tuple(shape[axis] for axis in role)
+        for role in (axes.batch(len(shape)), axes.inputs, axes.outputs)
+    )
+    return {
+        "left": left.reshape(*batch, *inputs, rank),
+        "right": right.reshape(*batch, rank, *outputs),
+    }
 
 
 def _layer_kernel(part, window):
@@ -193,70 +270,10 @@ def _layer_kernel(part, window):
     return np.moveaxis(folded, 0, -2).reshape(*window, -1, blocks * outputs)
 
 
-def _window_of(values, own):
+def window_of(values, own):
     """Values of the window axes that a layer takes care of, and ones for the others."""
     mine = range(len(values))[own]
     return tuple(value if axis in mine else 1 for axis, value in enumerate(values))
-
-
-def factorised_layer(layer, found, config):
-    """Returns `(Sequential of plain layers, function that fills its variables)`.
-
-    Strides and dilation go with the window axes, bias and activation into the last layer.
-
-    Args:
-        layer: The layer that is replaced.
-        found: Its `Factorisation`.
-        config: Its configuration, already stripped.
-    """
-    config = {**config, "kernel_regularizer": None, "kernel_constraint": None}
-    plain = {"use_bias": False, "activation": "linear", "bias_regularizer": None}
-    plain |= {"activity_regularizer": None, "bias_constraint": None}
-    names = list(found.kernels)
-    layers = [
-        type(layer).from_config(
-            {
-                **config,
-                **(plain if name != names[-1] else {}),
-                **_size_config(layer, found, name),
-                "name": f"{layer.name}_{name}",
-            }
-        )
-        for name in names
-    ]
-    sequence = keras.Sequential(layers, name=layer.name, trainable=layer.trainable)
-
-    def fill(built):
-        for inner, kernel in zip(built.layers, found.kernels.values(), strict=True):
-            inner.kernel.assign(kernel)
-        if layer.use_bias:
-            copy_variable(layer.bias, built.layers[-1].bias)
-
-    return sequence, fill
-
-
-def _size_config(layer, found, name):
-    """Units, or filters with what belongs to the window axes that the layer takes care of."""
-    *_, outputs = found.kernels[name].shape
-    if isinstance(layer, keras.layers.Dense):
-        return {"units": outputs}
-    own = _FORMS[found.form][name]
-    of_window = {
-        "kernel_size": layer.kernel_size,
-        "strides": layer.strides,
-        "dilation_rate": layer.dilation_rate,
-    }
-    return {
-        "filters": outputs,
-        **{key: _window_of(_each(layer, value), own) for key, value in of_window.items()},
-    }
-
-
-def _kernel_axes(layer):
-    if isinstance(layer, keras.layers.Dense):
-        return KernelAxes((0,), (1,))
-    rank = layer.rank
-    return KernelAxes((rank,), (rank + 1,), tuple(range(rank)), layer.groups)
 
 
 def _numerical_rank(values, rows, columns):
@@ -269,13 +286,13 @@ def _numerical_rank(values, rows, columns):
 def _saves(layer, kernel, input_shapes, found):
     if found.num_parameters >= kernel.size:
         return False
-    if isinstance(layer, keras.layers.Dense):
+    if not isinstance(layer, CONVOLUTIONS):
         return True  # all layers run at the same positions: the same ratio
     # Per position of the output, before the window has been applied along an axis and afterwards.
     for positions in [_positions(layer, shape) for shape in input_shapes] or [_strides(layer)]:
         macs, pending = 0.0, np.array(positions, "float64")
         for name, part in found.kernels.items():
-            pending[_FORMS[found.form][name]] = 1.0
+            pending[FORMS[found.form][name]] = 1.0
             macs += part.size * np.prod(pending)
         if macs >= kernel.size:
             return False
@@ -294,8 +311,9 @@ def _positions(layer, input_shape):
 
 
 def _strides(layer):
-    return _each(layer, layer.strides)
+    return each(layer, layer.strides)
 
 
-def _each(layer, value):
+def each(layer, value):
+    """Returns a value of a convolution for each axis of its window."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * layer.rank
