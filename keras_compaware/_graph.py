@@ -6,12 +6,15 @@ replay runs over stand-ins that only compute shapes, so it creates no weights an
 and its layers as they were.
 """
 
+import collections
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,6 +95,78 @@ def trace(
         inputs.append(_input(i, shape, tensor))
     outputs = replay.run(model, inputs, prefix="")
     return Graph(tuple(replay.calls), tuple(inputs), tuple(outputs))
+
+
+class Run:
+    """Carries out the calls of a graph one by one, on one batch, in inference mode.
+
+    Nothing is updated, no gradients are kept, and a tensor is forgotten after its last reader.
+
+    Args:
+        graph: the graph of a model.
+        inputs: a tensor or array for each of the graph's inputs, or None for an optional one.
+
+    Attributes:
+        place: the number of the call that `step` carries out next.
+        values: the tensors that are needed further on, by the ids of their stand-ins.
+    """
+
+    def __init__(self, graph: Graph, inputs: Sequence[Any]) -> None:
+        self.graph, self.place = graph, 0
+        self._detached = _Detached()
+        self._waiting = collections.Counter(id(t) for call in graph.calls for t in call.inputs)
+        self.values = {
+            id(tensor): value if value is None else ops.convert_to_tensor(value, tensor.dtype)
+            for tensor, value in zip(graph.inputs, inputs, strict=True)
+        }
+
+    @property
+    def call(self) -> Call | None:
+        """The call that `step` carries out next, or None at the end."""
+        return self.graph.calls[self.place] if self.place < len(self.graph.calls) else None
+
+    def arguments(self) -> tuple[tuple, dict[str, Any]]:
+        """Returns the positional and keyword arguments of that call."""
+        call = self.call
+        args, kwargs = keras.tree.map_structure(
+            lambda item: self.values[id(item)] if _is_tensor(item) else item,
+            (call.args, dict(call.kwargs)),
+        )
+        if _takes_training(call.operation):
+            kwargs = {"training": False, **kwargs}
+        return args, kwargs
+
+    def step(self) -> None:
+        """Carries out one call."""
+        call = self.call
+        args, kwargs = self.arguments()
+        # In a StatelessScope whatever a layer would update stays as it is.
+        with keras.StatelessScope():
+            results = keras.tree.flatten(call.operation(*args, **kwargs))
+        for tensor, result in zip(call.outputs, results, strict=True):
+            self.values[id(tensor)] = self._detached(result)
+        for tensor in call.inputs:
+            self._waiting[id(tensor)] -= 1
+            if not self._waiting[id(tensor)]:
+                self.values.pop(id(tensor), None)
+        self.place += 1
+
+
+class _Detached(keras.layers.Layer):
+    """Passes tensors on with their masks, without a graph of gradients on PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__(name="detached", autocast=False)
+        self.supports_masking = True
+
+    def call(self, x: Any) -> Any:
+        return ops.stop_gradient(x)
+
+
+def _takes_training(operation: keras.Operation) -> bool:
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    return "training" in inspect.signature(operation.call).parameters
 
 
 def calls(model: keras.Model) -> list[Call]:

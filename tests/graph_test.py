@@ -376,3 +376,23 @@ def test_no_heads_where_the_output_is_used_again_or_merged():
 
     shared = layers.Dense(4, name="shared")
     assert _graph.head_layers(keras.Model(x, shared(shared(x)))) == set()
+
+
+def test_a_run_computes_what_the_model_computes_and_forgets_the_rest():
+    model = residual_model()
+    model.get_layer("norm").moving_mean.assign([1.0, -2.0, 0.5, 3.0])
+    before = [keras.ops.convert_to_numpy(v).copy() for v in model.variables]
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
+    graph = _graph.trace(model)
+    run = _graph.Run(graph, [x])
+    held = []
+    while run.call is not None:
+        assert run.call is graph.calls[run.place]
+        run.step()
+        held.append(len(run.values))
+    # stem; with norm; with conv; stem and sum; join; pool; logits
+    assert held == [1, 2, 2, 2, 1, 1, 1]
+    expected = keras.ops.convert_to_numpy(model(x, training=False))
+    np.testing.assert_allclose(run.values[id(graph.outputs[0])], expected, rtol=1e-5)
+    for old, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, keras.ops.convert_to_numpy(variable))

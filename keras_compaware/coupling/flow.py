@@ -6,6 +6,7 @@ consumers record which labels stand along the axes of their kernels. What nobody
 frozen, with the reason.
 """
 
+import contextlib
 import dataclasses
 import math
 
@@ -54,11 +55,15 @@ def register_channel_rule(layer_class):
 
     - `flow.ids(tensor, axis)`: labels along an axis of an input.
     - `flow.channels(tensor)`: the `Channels` of an input, wherever its axis is, or None.
-    - `flow.produce(variable, axis)`: new labels for an axis of a weight that writes channels.
+    - `flow.produce(variable, axis)`: new labels for an axis of a weight that writes channels;
+      `name` for channels inside the layer, which no tensor of the model has.
     - `flow.consume(variable, axis, ids)`: this axis of a weight reads those channels.
     - `flow.carry(variable, axis, ids)`: one entry per channel, as the scale of a normalisation.
     - `flow.merge(ids, others)`: these channels are cut together, one by one.
     - `flow.freeze(ids, reason)`: these channels cannot be cut.
+    - `flow.inside(name)`: a context for the weights of a layer inside this one.
+    - `flow.read_inside(call, layer, ids, axis)`: a layer inside this one reads channels that no
+      tensor of the model has; scores of activations look there.
     - `flow.configure(call, function)`: how the configuration follows, as a function
       `(keep, config) -> dict of changes`; `keep.count(ids)` is the number of kept channels.
 
@@ -179,6 +184,7 @@ class Flow:
         self.allow_inexact = allow_inexact
         self.bindings = {}  # (id(variable), axis) -> Binding
         self.edits = {}  # id(operation) -> function (keep, config) -> changes
+        self.inner_reads = {}  # id(operation) -> (layer inside it, Channels of what it reads)
         self.frozen = []  # (ids, reason)
         self.blocks = []  # (first label, number of labels, name)
         self.tensors = []  # (path, ids) of every tensor with channels
@@ -216,12 +222,15 @@ class Flow:
             self._fixed_ids[id(tensor), axis] = ids
         return self._fixed_ids[id(tensor), axis]
 
-    def produce(self, variable, axis):
-        """Returns labels for an axis along which a weight writes channels; the same every time."""
+    def produce(self, variable, axis, name=None):
+        """Returns labels for an axis along which a weight writes channels; the same every time.
+
+        Their space is called `name`; by default, as the layer.
+        """
         axis = axis % len(variable.shape)
         known = self.bindings.get((id(variable), axis))
         if known is None:
-            return self._bind(variable, axis, self._new(variable.shape[axis]), "producer")
+            return self._bind(variable, axis, self._new(variable.shape[axis], name), "producer")
         return known.ids
 
     def consume(self, variable, axis, ids):
@@ -248,6 +257,19 @@ class Flow:
     def configure(self, call, function):
         """Says how the configuration follows: `function(keep, config)` returns the changes."""
         self.edits.setdefault(id(call.operation), function)
+
+    @contextlib.contextmanager
+    def inside(self, name):
+        """Within it, weights are those of a layer inside the one that is called."""
+        outer, self.path = self.path, f"{self.path}/{name}"
+        try:
+            yield
+        finally:
+            self.path = outer
+
+    def read_inside(self, call, layer, ids, axis):
+        """Says that a layer inside the one that is called reads channels that no tensor has."""
+        self.inner_reads.setdefault(id(call.operation), (layer, Channels(ids, axis)))
 
     def tie(self, call, key, ids):
         """Says that every call of an operation has channels of the same place cut together."""
@@ -301,7 +323,7 @@ class Flow:
             self._isolate(call, str(error), np.arange(before, self._number))
             results = None
         if results is None:
-            self._leave_fixed(call)
+            self._leave_fixed(call, call.outputs)
 
     def _results(self, call):
         results = self.follow(call)
@@ -313,7 +335,10 @@ class Flow:
             return None
         results = results if isinstance(results, list) else [results] * len(call.outputs)
         for tensor, channels in zip(call.outputs, results, strict=True):
-            self.enter(tensor, channels)
+            if channels is None:
+                self._leave_fixed(call, [tensor])
+            else:
+                self.enter(tensor, channels)
         return results
 
     def follow(self, call):
@@ -323,18 +348,20 @@ class Flow:
         rule = rule_for(operation)
         if rule is None:
             raise Uncoupled(f"{described} has no rule for channels")
-        if getattr(operation, "quantization_mode", None) is not None:
-            raise Uncoupled(f"{described} is quantized by Keras ({operation.quantization_mode})")
-        if getattr(operation, "lora_enabled", False):
-            raise Uncoupled(f"{described} has LoRA enabled")
+        layers = operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else ()
+        for layer in layers:
+            if getattr(layer, "quantization_mode", None) is not None:
+                raise Uncoupled(f"{described} is quantized by Keras ({layer.quantization_mode})")
+            if getattr(layer, "lora_enabled", False):
+                raise Uncoupled(f"{described} has LoRA enabled")
         if all(map(self.is_fixed, call.inputs)) and not getattr(operation, "weights", ()):
             return None
         return rule(call, self)
 
-    def _leave_fixed(self, call):
+    def _leave_fixed(self, call, outputs):
         fixed = [tensor for tensor in call.inputs if self.is_fixed(tensor)]
         own_weights = isinstance(call.operation, keras.layers.Layer) and call.operation.weights
-        for tensor in call.outputs:
+        for tensor in outputs:
             if len(fixed) == len(call.inputs) == 1 and not own_weights:
                 self.inherit(tensor, fixed[0])
             else:

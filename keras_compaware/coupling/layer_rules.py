@@ -1,5 +1,7 @@
 """How channels pass through the layers of Keras: one function for each kind of layer."""
 
+import inspect
+
 import keras
 import numpy as np
 from keras import layers
@@ -490,6 +492,85 @@ def _permute(call, flow):
 def _repeat_vector(call, flow):
     channels = flow.channels(call.inputs[0])
     return None if channels is None else Channels(channels.ids, 2)
+
+
+@rules(layers.MultiHeadAttention)
+def _multi_head_attention(call, flow):
+    _refuse_other_attention(call, layers.MultiHeadAttention)
+    heads, results = _attention(call, flow, 1, len(call.operation.attention_axes))
+    flow.configure(call, lambda keep, config: {"num_heads": keep.count(heads)})
+    return results
+
+
+@rules(layers.GroupQueryAttention)
+def _grouped_query_attention(call, flow):
+    """A head of keys and values is cut with all heads of queries that read it."""
+    _refuse_other_attention(call, layers.GroupQueryAttention)
+    repeats = call.operation.num_query_heads // call.operation.num_key_value_heads
+    heads, results = _attention(call, flow, repeats, 1)
+    flow.configure(
+        call,
+        lambda keep, config: {
+            "num_query_heads": keep.count(heads),
+            "num_key_value_heads": keep.count(heads) // repeats,
+        },
+    )
+    return results
+
+
+def _refuse_other_attention(call, known):
+    """Keras offers the steps of attention to be redefined, not only `build` and `call`."""
+    kinds = type(call.operation).__mro__
+    for kind in kinds[: kinds.index(known)]:
+        for name, value in vars(kind).items():
+            if name not in ("__init__", "get_config") and callable(value) and name in vars(known):
+                raise Uncoupled(f"'{call.path}' ({kind.__name__}) has a `{name}` of its own")
+
+
+def _attention(call, flow, repeats, num_axes):
+    """The heads of attention: channels between its projections. Its inputs stay as they are.
+
+    Args:
+        call: The call.
+        flow: The `Flow`.
+        repeats: Number of heads of queries for each head of keys and values.
+        num_axes: Number of axes that are attended over.
+
+    Returns:
+        `(label of every head of queries, what the rule returns)`.
+    """
+    layer = call.operation
+    for tensor in call.inputs:
+        if not flow.is_fixed(tensor):
+            reason = f"of '{call.path}' ({type(layer).__name__}) only the heads can be cut"
+            flow.freeze(flow.channels(tensor).ids, reason)
+    parts = layer._flatten_layers(include_self=False, recursive=False)
+    parts = {part.name: part for part in parts}
+    with flow.inside("key"):
+        groups = flow.produce(parts["key"].kernel, 1, name=f"{call.path}/heads")
+    heads = np.repeat(groups, repeats)
+    for name, ids in (("key", groups), ("value", groups), ("query", heads), ("gate", heads)):
+        if name in parts:
+            with flow.inside(name):
+                flow.carry(parts[name].kernel, 1, ids, "producer")
+                flow.carry(parts[name].bias, 0, ids, "producer")
+    output = parts["attention_output"]
+    with flow.inside(output.name):
+        flow.consume(output.kernel, 0, heads)
+    flow.read_inside(call, output, heads, -2)
+    arguments = inspect.signature(layer.call).bind(*call.args, **call.kwargs).arguments
+    rank = len(arguments["query"].shape)
+    mask = arguments.get("attention_mask")
+    shape = mask.shape if hasattr(mask, "shape") else np.shape(mask)
+    # The scores are (..., heads, axes of the queries, axes of the keys), here the mask as well.
+    if len(shape) == rank + num_axes and shape[rank - num_axes - 1] != 1:
+        flow.freeze(groups, f"the mask of '{call.path}' has an entry for every head")
+    if len(call.outputs) == 1:
+        return heads, None
+    if rank != 3:  # Keras infers other shapes than it returns
+        flow.freeze(groups, f"'{call.path}' returns the scores of its heads")
+        return heads, [None, None]
+    return heads, [None, Channels(heads, 1)]
 
 
 @rules(layers.TimeDistributed)

@@ -59,7 +59,8 @@ class ChannelSpace:
     """Channels that are cut together.
 
     Args:
-        name: Path of the first layer that writes them.
+        name: Path of the first layer that writes them, with "/heads" behind it for the heads of
+            attention.
         size: Number of channels. Where several entries of a tensor only go together (a group of a
             grouped convolution), they are one channel.
         members: Tuple of `Member`s.
@@ -185,6 +186,10 @@ def channel_spaces(model, allow_inexact=False):
     together; behind a concatenation, flattening, reshape or split, each entry knows its channel.
     Channels that reach the inputs or outputs of the model, or an operation that mixes them or that
     nobody has taught the package about (`register_channel_rule`), are frozen, with the reason.
+
+    The heads of MultiHeadAttention are channels inside the layer, between its projections; those of
+    GroupQueryAttention are its heads of keys and values, each with the heads of queries that read
+    it. What attention reads and returns is frozen.
 
     Args:
         model: A Sequential or functional model, nested ones included. It is not changed.

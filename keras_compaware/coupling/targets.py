@@ -1,10 +1,13 @@
 """Channel spaces as targets: what is cut together, gathered to channels x parameters."""
 
+import keras
+
 from keras_compaware.base import ChannelLayout, KernelAxes, Target
 from keras_compaware.coupling.spaces import channel_spaces
 from keras_compaware.kernels import Skipped, walk
 
 _PREFERENCE = ("consumer", "producer", "carrier")
+_WHOLE = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
 def coupled_targets(model):
@@ -47,7 +50,7 @@ def coupled_targets(model):
     ['it is an output of the model']
     """
     spaces = channel_spaces(model)
-    owners = {id(weight): layer for _, layer in walk(model) for weight in layer.weights}
+    owners = _owners(model)
     targets, skipped = [], []
     for space in spaces:
         name = f"{space.name}/channels"
@@ -67,6 +70,16 @@ def coupled_targets(model):
             axes = KernelAxes(inputs=(0,), outputs=(1,))
             targets.append(Target(name, variables, axes, layer, layout=layout))
     return targets, skipped
+
+
+def _owners(model):
+    """Returns for the id of every weight the innermost layer with it; attention is one layer."""
+    owners = {}
+    for _, layer in walk(model):
+        for weight in layer.weights:
+            if not isinstance(owners.get(id(weight)), _WHOLE):
+                owners[id(weight)] = layer
+    return owners
 
 
 def _members(space):

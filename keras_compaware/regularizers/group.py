@@ -18,7 +18,8 @@ class GroupLasso(GroupPenalty):
     such a row is zero, the unit before can be removed exactly) or the incoming weights of an
     output unit ("outputs": neurons, filters), along batch axes and in every block of a grouped
     convolution each by itself; or, with `block`, the tiles of the channel matrix (window x inputs,
-    outputs). Tiles at its edge are smaller and count by their own size.
+    outputs). Tiles at its edge are smaller and count by their own size. Heads of attention as
+    groups, with all weights of a head together, are what rules for `channels` of a `Recipe` offer.
 
     Args:
         strength: Number of at least 0: lambda.

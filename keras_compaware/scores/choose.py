@@ -1,7 +1,6 @@
 """Choosing the channels that stay, by their scores, for a budget."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -10,6 +9,7 @@ import numpy as np
 from keras_compaware.base import check_choice, check_integer, check_number
 from keras_compaware.coupling import Keep, analyse
 from keras_compaware.scores import cost
+from keras_compaware.scores._arguments import checked_budget, excluded_names
 from keras_compaware.scores.from_weights import L1, L2, BatchNormScale, GeometricMedian, Random
 from keras_compaware.scores.score import ChannelScore, label_table, leave_out
 
@@ -86,7 +86,9 @@ def choose_channels(
     >>> choose_channels(model, {"hidden": [0.1, 0.4, 0.3, 0.2]}, {"macs": 0.5})
     {'hidden': array([1, 2])}
     """
-    kind, fraction = _checked_budget(budget)
+    kind, fraction = "channels", 0.5
+    if budget is not None:
+        kind, fraction = checked_budget("choose_channels", budget, _BUDGETS)
     check_choice("choose_channels", "scope", scope, ("space", "global"))
     check_integer("choose_channels", "round_to", round_to, 1)
     check_integer("choose_channels", "min_channels", min_channels, 1)
@@ -228,47 +230,10 @@ def _needed(flow, number_of, rank):
     return needed
 
 
-def _checked_budget(budget):
-    if budget is None:
-        return "channels", 0.5
-    if not isinstance(budget, Mapping):
-        raise TypeError(
-            "choose_channels: `budget` must be a mapping with one entry, such as "
-            f"{{'macs': 0.5}}. Received: {budget!r}."
-        )
-    if len(budget) != 1 or not set(budget) <= set(_BUDGETS):
-        raise ValueError(
-            f"choose_channels: `budget` must have exactly one of the keys "
-            f"{', '.join(map(repr, _BUDGETS))}. Received: {dict(budget)!r}."
-        )
-    ((kind, fraction),) = budget.items()
-    check_number("choose_channels", f"budget[{kind!r}]", fraction, 0.0, 1.0, low_open=True)
-    return kind, fraction
-
-
 def _without(spaces, exclude):
     """Returns the free spaces that no pattern matches."""
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude or ())
-    excluded = set()
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(
-                "choose_channels: `exclude` must be a regular expression or a sequence of them. "
-                f"Received: {pattern!r}."
-            )
-        try:
-            found = {space.name for space in spaces if re.search(pattern, space.name)}
-        except re.error as error:
-            raise ValueError(
-                f"choose_channels: `exclude` is not a valid regular expression: {pattern!r} "
-                f"({error})."
-            ) from error
-        if not found:
-            raise ValueError(
-                f"choose_channels: the pattern {pattern!r} of `exclude` matches no channel space. "
-                f"Those of the model: {', '.join(space.name for space in spaces) or 'none'}."
-            )
-        excluded |= found
+    names = [space.name for space in spaces]
+    excluded = excluded_names("choose_channels", exclude, names, "channel space")
     return tuple(space for space in spaces.free if space.name not in excluded)
 
 

@@ -4,6 +4,7 @@ import fractions
 import math
 
 from keras_compaware import measure
+from keras_compaware.scores.score import is_kernel
 
 
 class Cost:
@@ -49,13 +50,14 @@ def macs(model, analysis):
 
     The MACs of a layer are those of its kernels, each used at so many positions; along an axis of
     a kernel they shrink with what is kept of it. That holds for a grouped convolution as well: its
-    inputs per group stay, and the axis of its outputs counts the groups.
+    inputs per group stay, and the axis of its outputs counts the groups. All of attention, the
+    products of queries, keys and values included, is proportional to its heads, as its kernels are.
     """
     axes = _cut_axes(analysis)
     operations = {call.path: call.operation for call in analysis.graph.calls}
     constant, terms = 0, []
     for path, number in measure.macs_by_layer(model).items():
-        weights = [w for w in getattr(operations[path], "weights", ()) if len(w.shape) > 1]
+        weights = list(filter(is_kernel, getattr(operations[path], "weights", ())))
         if not number:  # nothing, or of a kind that is not known
             continue
         if not any(id(weight) in axes for weight in weights):

@@ -1,8 +1,9 @@
 """Scores that need data: gradients of the loss, activations."""
 
 import collections
+import contextlib
 import dataclasses
-import inspect
+import functools
 import itertools
 import warnings
 from collections.abc import Iterable
@@ -11,14 +12,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_compaware._graph import flat_inputs
+from keras_compaware._batches import batches, inputs_of
+from keras_compaware._graph import Run
 from keras_compaware.base import check_integer, register
 from keras_compaware.compaction.rebuild import clone, made_anew
 from keras_compaware.coupling import analyse
 from keras_compaware.scores.score import (
     ChannelScore,
     array,
-    batches,
     kernels,
     label_table,
     leave_out,
@@ -118,7 +119,7 @@ class Taylor(ChannelScore):
             jit_compile=model.jit_compile,
             auto_scale_loss=False,
         )
-        for batch in itertools.islice(batches(self, self.data), self.num_batches):
+        for batch in itertools.islice(batches("Taylor", self.data), self.num_batches):
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
             if y is None and model.loss is not None:
                 raise ValueError(
@@ -211,8 +212,9 @@ class Activation(ChannelScore):
 
     After ReLU it is the mean activation of Molchanov et al. (2017), related to the average
     percentage of zeros (APoZ; Hu et al., 2016). The mean is taken over examples, positions and the
-    entries that a channel has in a tensor (after a flattening), then over all layers that read the
-    channel. Layers run in inference mode, without updates.
+    entries that a channel has in a tensor (after a flattening, or in a head of attention), then
+    over all layers that read the channel. What reads the heads of attention is its last
+    projection. Layers run in inference mode, without updates.
 
     Args:
         data: Iterable of batches: x, or (x, y, ...), of which x is used; a generator serves once.
@@ -250,7 +252,7 @@ class Activation(ChannelScore):
         scores = {}
         for place, space in enumerate(spaces):
             total, number = np.zeros(space.size), np.zeros(space.size)
-            for key, channels in reads:
+            for key, _, channels in reads:
                 own = np.where(space_of[channels.ids] == place, channel_of[channels.ids], -1)
                 entries = per_channel(np.ones(len(own)), own, space.size)
                 read = entries > 0
@@ -269,29 +271,34 @@ class Activation(ChannelScore):
         """Returns for each read the mean absolute value along its channel axis."""
         totals, examples = collections.defaultdict(float), collections.Counter()
         wanted = collections.defaultdict(list)
-        for (place, tensor), channels in reads:
-            wanted[place].append((tensor, channels.axis))
+        for key, layer, channels in reads:
+            wanted[key[0]].append((key, layer, channels.axis))
         last = max(wanted, default=-1)
 
+        def add(key, value, axis):
+            value = ops.cast(value, "float32")
+            axes = [i for i in range(len(value.shape)) if i != axis % len(value.shape)]
+            totals[key] += array(ops.mean(ops.abs(value), axes)) * value.shape[0]
+            examples[key] += value.shape[0]
+
+        @contextlib.contextmanager
         def visit(place, values):
-            for tensor, axis in wanted.get(place, ()):
-                value = ops.cast(values[tensor], "float32")
-                axes = [i for i in range(len(value.shape)) if i != axis]
-                totals[place, tensor] += array(ops.mean(ops.abs(value), axes)) * value.shape[0]
-                examples[place, tensor] += value.shape[0]
+            with contextlib.ExitStack() as stack:
+                for key, layer, axis in wanted.get(place, ()):
+                    if layer is None:
+                        add(key, values[key[1]], axis)
+                    else:
+                        hear = functools.partial(add, key, axis=axis)
+                        stack.enter_context(_listening(layer, hear))
+                yield
 
         number = 0
-        for batch in itertools.islice(batches(self, self.data), self.num_batches):
+        for batch in itertools.islice(batches("Activation", self.data), self.num_batches):
             number += 1
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            inputs = flat_inputs(model, (inputs,), {})
-            if len(inputs) != len(graph.inputs):
-                raise ValueError(
-                    f"Activation: a batch of `data` holds {len(inputs)} inputs, and the model "
-                    f"'{model.name}' takes {len(graph.inputs)}. Yield x or (x, y), with x as it is "
-                    "given to the model."
-                )
-            _run(graph, inputs, visit, last)
+            run = Run(graph, inputs_of("Activation", model, batch))
+            while run.place <= last:
+                with visit(run.place, run.values):
+                    run.step()
         if not number:
             raise ValueError("Activation: `data` yields no batch.")
         return {key: total / examples[key] for key, total in totals.items()}
@@ -316,7 +323,11 @@ def _signature(space):
 
 
 def _reads(analysis, spaces):
-    """Returns `((place of the call, id of the tensor), Channels)` for whatever reads channels."""
+    """Returns `(key, layer, Channels)` for whatever reads channels.
+
+    Keys are the place of a call and the id of the tensor that it reads, the layer is None then; or
+    the id of a layer inside, what it is called on is meant.
+    """
     consumers = {
         id(member.variable)
         for space in spaces
@@ -324,44 +335,31 @@ def _reads(analysis, spaces):
         if member.role == "consumer"
     }
     reads = {}
+    inside = analysis.flow.inner_reads
     for place, call in enumerate(analysis.graph.calls):
         if not consumers.isdisjoint(map(id, getattr(call.operation, "weights", ()))):
-            found = {(place, id(tensor)): analysis.flow.channels(tensor) for tensor in call.inputs}
-            reads |= {key: channels for key, channels in found.items() if channels is not None}
-    return list(reads.items())
+            found = {(place, id(t)): (None, analysis.flow.channels(t)) for t in call.inputs}
+            if id(call.operation) in inside:
+                layer, channels = inside[id(call.operation)]
+                found[place, id(layer)] = layer, channels
+            reads |= {key: read for key, read in found.items() if read[1] is not None}
+    return [(key, layer, channels) for key, (layer, channels) in reads.items()]
 
 
-def _run(graph, inputs, visit, last):
-    """Runs the calls of a graph one by one, up to the call at the place `last`.
+@contextlib.contextmanager
+def _listening(layer, hear):
+    """Within it, `hear(inputs)` is called with whatever a layer is called on."""
+    before = vars(layer).get("call")
+    call = layer.call
 
-    `visit(place, values)` is called before each, with the values by the ids of their tensors.
-    """
-    calls = graph.calls[: last + 1]
-    waiting = collections.Counter(id(tensor) for call in calls for tensor in call.inputs)
-    values = {
-        id(tensor): value if value is None else ops.convert_to_tensor(value, tensor.dtype)
-        for tensor, value in zip(graph.inputs, inputs, strict=True)
-    }
+    def heard(inputs, *args, **kwargs):
+        hear(inputs)
+        return call(inputs, *args, **kwargs)
 
-    def value_of(item):
-        return values[id(item)] if isinstance(item, keras.KerasTensor) else item
-
-    for place, call in enumerate(calls):
-        visit(place, values)
-        args, kwargs = keras.tree.map_structure(value_of, (call.args, dict(call.kwargs)))
-        if _takes_training(call.operation):
-            kwargs = {"training": False, **kwargs}
-        with keras.StatelessScope():  # whatever a layer would update stays as it is
-            results = keras.tree.flatten(call.operation(*args, **kwargs))
-        for tensor, result in zip(call.outputs, results, strict=True):
-            values[id(tensor)] = ops.stop_gradient(result)  # no graph of gradients on PyTorch
-        for tensor in call.inputs:
-            waiting[id(tensor)] -= 1
-            if not waiting[id(tensor)]:
-                values.pop(id(tensor), None)
-
-
-def _takes_training(operation):
-    if not isinstance(operation, keras.layers.Layer):
-        return False
-    return "training" in inspect.signature(operation.call).parameters
+    layer.call = heard
+    try:
+        yield
+    finally:
+        del layer.call
+        if before is not None:
+            layer.call = before

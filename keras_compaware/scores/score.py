@@ -1,7 +1,7 @@
 """What a score of channels is, and what scores share."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -87,18 +87,23 @@ def _free(score, spaces):
 
 
 def kernels(score, space, roles=("producer", "consumer")):
-    """Returns the members of a space that are kernels: of two or more axes, and in these roles.
+    """Returns the members of a space that are kernels, and in these roles.
 
     Raises:
         ValueError: If there is none.
     """
-    members = [m for m in space.members if m.role in roles and len(m.variable.shape) > 1]
+    members = [m for m in space.members if m.role in roles and is_kernel(m.variable)]
     if not members:
         raise ValueError(
             f"{type(score).__name__}: the channel space '{space.name}' has no kernel as "
             f"{' or '.join(roles)}, so its channels have no score. {leave_out(space)}."
         )
     return members
+
+
+def is_kernel(variable):
+    """Whether a weight has two or more axes and is no bias (that of attention has two)."""
+    return len(variable.shape) > 1 and variable.name != "bias"
 
 
 def leave_out(space):
@@ -151,28 +156,3 @@ def label_table(analysis, spaces):
         space_of[labels] = place
         channel_of[labels] = channels
     return space_of, channel_of
-
-
-def batches(score, data):
-    """Iterates over batches, as structures of NumPy arrays.
-
-    Raises:
-        TypeError: If `data` is one batch, or cannot be iterated over.
-    """
-    name = type(score).__name__
-    if isinstance(data, keras.utils.PyDataset):
-        data = map(data.__getitem__, range(len(data)))
-    if hasattr(data, "shape") or isinstance(data, (tuple, Mapping, str)):
-        raise TypeError(
-            f"{name}: `data` must be an iterable of batches. Received: a {type(data).__name__}. "
-            "A single batch goes into a list: [x] or [(x, y)]."
-        )
-    if not isinstance(data, Iterable):
-        raise TypeError(
-            f"{name}: `data` must be an iterable of batches, such as a list, a tf.data.Dataset, a "
-            f"DataLoader or a keras.utils.PyDataset. Received: a {type(data).__name__}."
-        )
-    for batch in data:
-        yield keras.tree.map_structure(
-            lambda leaf: None if leaf is None else keras.ops.convert_to_numpy(leaf), batch
-        )

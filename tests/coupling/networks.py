@@ -152,6 +152,28 @@ def tokens():
     return keras.Model(inputs, layers.Dense(2, name="head")(layers.GlobalAveragePooling1D()(x)))
 
 
+def encoder(attention=None):
+    """A transformer's block on sequences of 5, around a layer of self-attention."""
+    attention = attention or layers.MultiHeadAttention(4, 3, name="attention")
+    inputs = keras.Input((5, 6))
+    x = layers.LayerNormalization()(inputs + attention(inputs, inputs))
+    y = layers.Dense(7, activation="gelu", name="up")(x)
+    x = layers.LayerNormalization()(x + layers.Dense(6, name="down")(y))
+    return keras.Model(inputs, layers.Dense(2, name="head")(layers.GlobalAveragePooling1D()(x)))
+
+
+def decoder():
+    """A nested block of grouped self-attention and of attention to another sequence, twice."""
+    inputs, memory = keras.Input((5, 6)), keras.Input((4, 6))
+    x = layers.GroupQueryAttention(2, 6, 3, name="own")(inputs, inputs, use_causal_mask=True)
+    x = layers.RMSNormalization()(x + inputs)
+    y = layers.GroupQueryAttention(3, 2, 2, use_bias=False, name="other")(x, memory)
+    block = keras.Model([inputs, memory], x + y, name="block")
+    inputs, memory = keras.Input((5, 6)), keras.Input((4, 6))
+    x = block([block([inputs, memory]), memory])
+    return keras.Model([inputs, memory], layers.Dense(2, name="head")(x))
+
+
 NETWORKS = (
     residual,
     concatenation,
@@ -168,4 +190,6 @@ NETWORKS = (
     sequences,
     frames,
     tokens,
+    encoder,
+    decoder,
 )

@@ -54,6 +54,8 @@ EXPECTED = {
     "sequences": {"a": 6, "inner/b": 5, "c": 4, "steps/d": 5, "einsum": 4},
     "frames": {"convolutions/a": 4, "dense/b": 4},
     "tokens": {"embedding": 6},
+    "encoder": {"attention/heads": 4, "up": 7},
+    "decoder": {"block/own/heads": 3, "block/other/heads": 2},
 }
 
 
@@ -203,7 +205,7 @@ FREEZES = {
     "lambda": (lambda: layers.Lambda(lambda x: x, name="odd"), "'odd' (Lambda) has no rule"),
     "attention": (
         lambda: lambda x: layers.MultiHeadAttention(2, 2, name="odd")(x, x),
-        "'odd' (MultiHeadAttention) has no rule",
+        "of 'odd' (MultiHeadAttention) only the heads can be cut",
     ),
     "layer norm": (lambda: layers.LayerNormalization(name="odd"), "mixes its channels"),
     "rms norm": (lambda: layers.RMSNormalization(name="odd"), "mixes its channels"),
