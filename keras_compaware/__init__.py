@@ -15,7 +15,14 @@ from keras_compaware.base import (
     StraightThrough,
     Target,
 )
-from keras_compaware.compaction import CompactResult, compact, recalibrate_batch_norm, shrink
+from keras_compaware.compaction import (
+    CompactResult,
+    RecoverResult,
+    compact,
+    recalibrate_batch_norm,
+    recover,
+    shrink,
+)
 from keras_compaware.compressors import (
     BinaryCodeQuantization,
     GroupPruning,
@@ -44,7 +51,7 @@ from keras_compaware.regularizers import (
 )
 from keras_compaware.rules import Plan, Rule
 from keras_compaware.schedules import Ramp, StrengthController
-from keras_compaware.scores import choose_channels
+from keras_compaware.scores import choose_channels, choose_ranks
 from keras_compaware.training import CompressionCallback, CompressionOptimizer, Firing
 
 __version__ = "0.1.0"
@@ -79,6 +86,7 @@ __all__ = [
     "ProximalRegularizer",
     "Ramp",
     "Recipe",
+    "RecoverResult",
     "Rule",
     "Skip",
     "SparseGroupLasso",
@@ -94,6 +102,7 @@ __all__ = [
     "WeightNoise",
     "channel_spaces",
     "choose_channels",
+    "choose_ranks",
     "compact",
     "compress",
     "compressors",
@@ -102,6 +111,7 @@ __all__ = [
     "layers",
     "measure",
     "recalibrate_batch_norm",
+    "recover",
     "register_channel_rule",
     "register_kernels",
     "regularizers",

@@ -2,6 +2,16 @@
 
 from keras_compaware.compaction.batch_norm import recalibrate_batch_norm
 from keras_compaware.compaction.compact import CompactResult, CompactRow, compact
+from keras_compaware.compaction.recover import RecoveredRow, RecoverResult, recover
 from keras_compaware.compaction.shrink import shrink
 
-__all__ = ["CompactResult", "CompactRow", "compact", "recalibrate_batch_norm", "shrink"]
+__all__ = [
+    "CompactResult",
+    "CompactRow",
+    "RecoverResult",
+    "RecoveredRow",
+    "compact",
+    "recalibrate_batch_norm",
+    "recover",
+    "shrink",
+]
