@@ -41,9 +41,14 @@ DEFAULTS: dict[str, Any] = {
     "rules": {},
     "channels": {},
     "shrink": {},
+    "compact_at_epoch": None,
     "recalibrate_steps": 100,
 }
-"""Every key that a configuration may have, with the value of those that it leaves out."""
+"""Every key that a configuration may have, with the value of those that it leaves out.
+
+For `rules` and `channels` see `recipe_of`, for `optimizer` `optimizer_of`, for `shrink` the module
+`shrinking`, for `compact_at_epoch` the module `early`.
+"""
 
 _SUBJECTS = ("constraint", "compressor", "regularizer")  # what actions call what they apply
 _FREE = ("model_args", "rules", "channels", "shrink")  # what reads them checks their keys
@@ -327,14 +332,49 @@ def _named(where: str, name: Any, known: Mapping[str, Any], kind: str) -> Any:
     return known[name]
 
 
-def optimizer_of(config: Mapping[str, Any], total_steps: int) -> keras.optimizers.Optimizer:
-    """Returns the optimizer of a resolved configuration.
+@base.register
+class ScheduleFrom(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning-rate schedule from one of its steps on, for an optimizer that counts from 0.
 
-    "sgd" has Nesterov momentum 0.9; the others have Keras's defaults. The schedule "steps" takes a
-    tenth of the learning rate after half of the steps, and a hundredth after three quarters.
+    Args:
+        schedule: A `LearningRateSchedule`.
+        step: The step of it that comes first.
+
+    Example:
+    >>> halves = keras.optimizers.schedules.PiecewiseConstantDecay([3], [1.0, 0.5])
+    >>> [float(ScheduleFrom(halves, 2)(step)) for step in range(4)]
+    [1.0, 1.0, 0.5, 0.5]
+    """
+
+    def __init__(self, schedule: Any, step: int) -> None:
+        self.schedule = schedule
+        self.step = step
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step + self.step)
+
+    def get_config(self) -> dict[str, Any]:
+        serialized = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": serialized, "step": self.step}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ScheduleFrom":
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["step"])
+
+
+def learning_rate_of(config: Mapping[str, Any], total_steps: int, first_step: int = 0) -> Any:
+    """Returns the learning rate of a resolved configuration, or its schedule.
+
+    The schedule "steps" takes a tenth of the learning rate after half of the steps, and a hundredth
+    after three quarters.
+
+    Args:
+        config: Resolved configuration.
+        total_steps: Optimizer steps of the run.
+        first_step: Those that were done before the optimizer's first. Default 0.
 
     Raises:
-        UserError: If its name or schedule is unknown.
+        UserError: If the schedule is unknown.
     """
     settings = config["optimizer"]
     rate = settings["learning_rate"]
@@ -347,9 +387,25 @@ def optimizer_of(config: Mapping[str, Any], total_steps: int) -> keras.optimizer
             [rate, rate / 10, rate / 100],
         ),
     }
-    schedule = _named("config.optimizer.schedule", settings["schedule"], schedules, "schedule")
+    schedule = _named("config.optimizer.schedule", settings["schedule"], schedules, "schedule")()
+    if first_step and isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return ScheduleFrom(schedule, first_step)
+    return schedule
+
+
+def optimizer_of(
+    config: Mapping[str, Any], total_steps: int, first_step: int = 0
+) -> keras.optimizers.Optimizer:
+    """Returns the optimizer of a resolved configuration, see `learning_rate_of`.
+
+    "sgd" has Nesterov momentum 0.9; the others have Keras's defaults.
+
+    Raises:
+        UserError: If its name or schedule is unknown.
+    """
+    settings = config["optimizer"]
     kind = _named("config.optimizer.name", settings["name"], _optimizers(), "optimizer")
-    arguments = {"learning_rate": schedule()}
+    arguments = {"learning_rate": learning_rate_of(config, total_steps, first_step)}
     if settings["weight_decay"]:
         arguments["weight_decay"] = settings["weight_decay"]
     if settings["name"] == "sgd":
@@ -372,7 +428,8 @@ def _optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
 
 def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configuration of the dense twin: the same run without rules."""
-    return {**copy.deepcopy(dict(config)), "rules": {}, "channels": {}, "shrink": {}}
+    without = {"rules": {}, "channels": {}, "shrink": {}, "compact_at_epoch": None}
+    return {**copy.deepcopy(dict(config)), **without}
 
 
 def fingerprint(config: Mapping[str, Any], extra: Mapping[str, Any]) -> str:

@@ -21,11 +21,14 @@ from keras_compaware.base import Code, Compressor
 from keras_compaware.cli.config import (
     dense_config,
     fingerprint,
+    learning_rate_of,
     optimizer_of,
     recipe_of,
     source_of,
     steps_per_epoch,
 )
+from keras_compaware.cli.early import check as check_early
+from keras_compaware.cli.early import epoch_of, is_smaller
 from keras_compaware.cli.files import first_line, load_model, save_model, writing
 from keras_compaware.cli.program import UserError, console, say
 from keras_compaware.cli.shrinking import check as check_shrink
@@ -96,7 +99,7 @@ class Experiment:
         """Trains in a folder, going on from its last checkpoint; returns the trained model.
 
         Training ends exactly compressed and with batch-normalisation statistics that fit the
-        weights.
+        weights: after all epochs, or after `config.compact_at_epoch`.
         """
         model = self.build_model()
         recipe = self.recipe()
@@ -111,11 +114,49 @@ class Experiment:
         checkpoint = Checkpoint(
             workdir, compression[0] if compression else None, self.config["seed"]
         )
-        epoch = checkpoint.restore(model)
-        if epoch:
-            say(f"resuming after epoch {epoch} of {self.config['epochs']}")
-        self._fit(model, workdir, self.config["epochs"], [*compression, checkpoint], epoch)
+        epochs = epoch_of(self.config) or self.config["epochs"]
+        self._fit(model, workdir, epochs, [*compression, checkpoint])
         return model, checkpoint
+
+    def compact_and_train(
+        self, model: keras.Model, before: Checkpoint, workdir: Workdir
+    ) -> tuple[keras.Model, Checkpoint, dict[str, Any]]:
+        """Compacts what `train` has trained by `config.compact_at_epoch`, and trains to the end.
+
+        Returns:
+            `(the trained small model, its checkpoint, what the report tells of the compaction)`.
+        """
+        epoch = epoch_of(self.config)
+        with console.status("compacting"):
+            compacted = compact(model, before.codes)
+        say(f"after epoch {epoch}:\n{compacted}")
+        if not is_smaller(compacted):
+            say(
+                "nothing got smaller by then, so the network is trained further as it is, without "
+                "rules. Compact at a later epoch, or strengthen the rules."
+            )
+        small = compacted.model
+        save_model(small, workdir.early)
+        first_step = self.steps_per_epoch * epoch
+        self._compile(small, optimizer_of(self.config, self.total_steps, first_step))
+        checkpoint = Checkpoint(workdir, None, self.config["seed"], before)
+        self._fit(small, workdir, self.config["epochs"], [checkpoint], epoch)
+        # From here on the optimizer is that of a run that was not compacted early.
+        schedule = learning_rate_of(self.config, self.total_steps)
+        if not isinstance(schedule, float):
+            small.optimizer.learning_rate = schedule
+        small.optimizer.iterations.assign(self.total_steps)
+        early = {
+            "epoch": epoch,
+            "parameters": measure.parameters(compacted.model),
+            "macs": measure.macs(compacted.model),
+            "seconds_per_epoch": {
+                "before": before.seconds_per_epoch,
+                "after": checkpoint.seconds_per_epoch,
+            },
+            **_as_json(compacted),
+        }
+        return small, checkpoint, early
 
     def train_further(
         self, model: keras.Model, workdir: Workdir, epochs: int, rate: float
@@ -125,19 +166,19 @@ class Experiment:
         settings = {**self.config["optimizer"], "learning_rate": rate}
         self._compile(model, optimizer_of({**self.config, "optimizer": settings}, steps))
         checkpoint = Checkpoint(workdir, None, self.config["seed"])
-        epoch = checkpoint.restore(model)
-        if epoch:
-            say(f"resuming after epoch {epoch} of {epochs}")
-        self._fit(model, workdir, epochs, [checkpoint], epoch)
+        self._fit(model, workdir, epochs, [checkpoint])
         return checkpoint.seconds
 
-    def _fit(self, model, workdir, epochs, callbacks, first_epoch):
+    def _fit(self, model, workdir, epochs, callbacks, first_epoch=0):
         *compression, checkpoint = callbacks
+        done = checkpoint.restore(model)
+        if done:
+            say(f"resuming after epoch {done} of {epochs}")
         batches = self.batches("train")
         model.fit(
             batches,
             epochs=epochs,
-            initial_epoch=first_epoch,
+            initial_epoch=done or first_epoch,
             shuffle=False,  # the batches shuffle themselves, the same way after a restart
             validation_data=self.batches("validation") if self.dataset.validation else None,
             callbacks=[
@@ -208,6 +249,7 @@ class Experiment:
             UserError: If nothing would be compressed, or the result could not be exported.
         """
         recipe, settings = self.recipe(), settings_of(self.config)
+        early = epoch_of(self.config)
         if recipe is None and settings is None:
             raise UserError("the configuration has no rules, so there is nothing to compress")
         model = self.build_model()
@@ -224,6 +266,8 @@ class Experiment:
                     f"compressed: {', '.join(kernels)}. Rules that only prepare, by a regularizer "
                     "or for channels, may stand beside it."
                 )
+            if early is not None:
+                check_early(model, recipe)
             model = recipe.wrap(model)
             self.compile(model, recipe)
             recipe.callbacks(model)
@@ -352,7 +396,12 @@ def _trained(workdir: Workdir, experiment: Experiment, twin: Workdir) -> tuple:
         training = {"seconds": dense["seconds"], "history": dense["history"], "firings": []}
     else:
         model, checkpoint = experiment.train(workdir)
-        training = {
+        training = {}
+        if epoch_of(experiment.config) is not None:
+            model, checkpoint, training["early"] = experiment.compact_and_train(
+                model, checkpoint, workdir
+            )
+        training |= {
             "seconds": checkpoint.seconds,
             "history": checkpoint.history,
             "firings": checkpoint.all_firings(),
@@ -391,9 +440,7 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
         "compact": {
             **small,
             **training,
-            "compact_error": compacted.max_error,
-            "layers": [dataclasses.asdict(row) for row in compacted.rows],
-            "channels": [dataclasses.asdict(row) for row in compacted.channels],
+            **_as_json(compacted),
         },
         "plan": experiment.plan(),
         "config": config,
@@ -407,6 +454,14 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
     with writing(workdir.report):
         write_json_atomic(workdir.report, report)
     return report
+
+
+def _as_json(compacted: CompactResult) -> dict[str, Any]:
+    return {
+        "compact_error": compacted.max_error,
+        "layers": [dataclasses.asdict(row) for row in compacted.rows],
+        "channels": [dataclasses.asdict(row) for row in compacted.channels],
+    }
 
 
 def _compressors_that_hold(

@@ -7,7 +7,7 @@ from absl import flags
 
 from keras_compaware.cli import program
 from keras_compaware.cli.workdir import Workdir
-from keras_compaware.reporting import results_table, states_table
+from keras_compaware.reporting import early_line, results_table, states_table
 
 _KEYS = ("name", "dense", "compact", "config", "command")
 
@@ -30,7 +30,10 @@ def main() -> None:
 
 
 def print_states(report: dict) -> None:
-    """Prints what cutting channels did, if the run has done that."""
+    """Prints what cutting channels or compacting early did, if the run has done that."""
+    line = early_line(report)
+    if line is not None:
+        program.say(f"\n{line}")
     table = states_table(report)
     if table is not None:
         program.say("")

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import shutil
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -36,6 +37,8 @@ class Workdir:
         self.history = self.path / "history.csv"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.early = self.path / "early.keras"
+        self.early_checkpoints = self.path / "early-checkpoints"
         self.model = self.path / "model.keras"
         self.compact = self.path / "compact.keras"
         self.litert = self.path / "model.tflite"
@@ -112,7 +115,8 @@ class Workdir:
     def _results(self) -> tuple[pathlib.Path, ...]:
         return (
             *(self.litert, self.codes, self.compact, self.model, self.history, self.plan),
-            *(self.checkpoints, self.tensorboard, *sorted(self.path.glob("cycle-[0-9]*"))),
+            *(self.checkpoints, self.early, self.early_checkpoints, self.tensorboard),
+            *sorted(self.path.glob("cycle-[0-9]*")),
         )
 
     def _clear(self) -> None:
@@ -176,19 +180,29 @@ class Checkpoint(keras.callbacks.Callback):
         workdir: The run's folder.
         compression: The run's `CompressionCallback`, whose state is saved with the weights.
         seed: The run's seed.
+        before: Of a model that was compacted early, the checkpoint of the training before, which
+            this one goes on with in a folder of its own. Default None.
     """
 
     def __init__(
-        self, workdir: Workdir, compression: CompressionCallback | None, seed: int
+        self,
+        workdir: Workdir,
+        compression: CompressionCallback | None,
+        seed: int,
+        before: "Checkpoint | None" = None,
     ) -> None:
         super().__init__()
         self._seed = seed
         self._workdir = workdir
         self._compression = compression
-        self.history: list[dict[str, float]] = []
-        self.firings: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        self._started = time.perf_counter()
+        self._folder = workdir.early_checkpoints if before else workdir.checkpoints
+        self.history: list[dict[str, float]] = list(before.history) if before else []
+        self.firings: list[dict[str, Any]] = before.all_firings() if before else []
+        self.seconds = before.seconds if before else 0.0
+        # Of the epochs of this training: seconds, and whether it was the first one of a process.
+        self._epochs: list[tuple[float, bool]] = []
+        self._is_first = True
+        self._started = self._epoch_started = time.perf_counter()
 
     def restore(self, model: keras.Model) -> int:
         """Loads the last checkpoint into a compiled model; returns the number of epochs done.
@@ -196,7 +210,7 @@ class Checkpoint(keras.callbacks.Callback):
         Raises:
             UserError: If the checkpoint is damaged or belongs to another model.
         """
-        found = sorted(self._workdir.checkpoints.glob("epoch-*.json"))
+        found = sorted(self._folder.glob("epoch-*.json"))
         if not found:
             return 0
         try:
@@ -208,7 +222,7 @@ class Checkpoint(keras.callbacks.Callback):
             if self._compression is not None:
                 self._compression.set_state(state["compression"])
             self.history, self.firings = state["history"], state["firings"]
-            self.seconds = float(state["seconds"])
+            self.seconds, self._epochs = float(state["seconds"]), state["epochs"]
             return int(state["epoch"])
         except Exception as error:
             raise UserError(
@@ -218,6 +232,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Starts the clock."""
+        self._is_first = True
         self._started = time.perf_counter()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -226,27 +241,31 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Seeds what draws from global generators, so that an epoch is the same after a restart."""
+        self._epoch_started = time.perf_counter()
         # Dropout on PyTorch does; elsewhere the layers have generators of their own.
         mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1)
         keras.utils.set_random_seed(int(mixed[0]))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Writes the checkpoint and the history."""
+        self._epochs.append((time.perf_counter() - self._epoch_started, self._is_first))
+        self._is_first = False
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         numbers = {key: _finite(value) for key, value in (logs or {}).items()}
         self.history.append({"epoch": epoch + 1, **numbers, "learning_rate": rate})
-        with writing(self._workdir.checkpoints):
+        with writing(self._folder):
             self._save(epoch + 1)
 
     def _save(self, epochs: int) -> None:
         name = f"epoch-{epochs:05d}"
-        folder = self._workdir.checkpoints
+        folder = self._folder
         folder.mkdir(exist_ok=True)
         # Not a .weights.h5 file: on a full disk the HDF5 library crashes the process.
         save_model(self.model, folder / f"{name}.keras")
         state = {
             "epoch": epochs,
             "seconds": self.seconds + time.perf_counter() - self._started,
+            "epochs": self._epochs,
             "random": [
                 keras.ops.convert_to_numpy(variable).tolist()
                 for variable in _random_states(self.model)
@@ -260,6 +279,12 @@ class Checkpoint(keras.callbacks.Callback):
             if not file.name.startswith(name):
                 file.unlink()
         write_text_atomic(self._workdir.history, _as_csv(self.history))
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Mean over the epochs, validation included, without those in which Keras compiles."""
+        seconds = [seconds for seconds, is_first in self._epochs if not is_first]
+        return statistics.mean(seconds or [seconds for seconds, _ in self._epochs])
 
     @property
     def codes(self) -> dict[str, Code]:

@@ -1,5 +1,5 @@
 """Reports of runs."""
 
-from keras_compaware.reporting.table import results_table, states_table
+from keras_compaware.reporting.table import early_line, results_table, states_table
 
-__all__ = ["results_table", "states_table"]
+__all__ = ["early_line", "results_table", "states_table"]

@@ -74,6 +74,23 @@ def states_table(report: Mapping[str, Any]) -> rich.table.Table | None:
     return table
 
 
+def early_line(report: Mapping[str, Any]) -> str | None:
+    """Returns a line about a compaction part-way through training, or None without one.
+
+    Args:
+        report: Content of a `report.json` file.
+    """
+    early = report["compact"].get("early")
+    if not early:
+        return None
+    seconds = early["seconds_per_epoch"]
+    return (
+        f"compacted after epoch {early['epoch']} of {report['config']['epochs']}: "
+        f"{early['parameters']:,} of {report['dense']['parameters']:,} parameters, "
+        f"{seconds['before']:.3g} s an epoch before, {seconds['after']:.3g} s after"
+    )
+
+
 def _title(reports: Sequence[Mapping[str, Any]]) -> str | None:
     if len(reports) != 1:
         return None

@@ -7,6 +7,8 @@ import pytest
 from keras_compaware import models
 from keras_compaware.cli.config import optimizer_of, recipe_of, resolve
 from keras_compaware.cli.config_flag import load
+from keras_compaware.cli.early import check as check_early
+from keras_compaware.cli.early import epoch_of
 from keras_compaware.cli.shrinking import check, settings_of
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -32,6 +34,8 @@ def test_a_configuration(file):
         assert settings is not None
         return
     assert recipe.plan(model).assignments
+    if epoch_of(config) is not None:
+        check_early(model, recipe)
     model = recipe.wrap(model)
     model.compile(recipe.optimizer(optimizer_of(config, total_steps=100)), "mse")
     assert recipe.callbacks(model)
