@@ -34,6 +34,50 @@ def cifar10(model="resnet_20"):
     return config
 
 
+def family(label, budgets, **rule):
+    """A family of a sweep: a rule, and budgets by what they are called."""
+    entry = ConfigDict({"label": label, "rule": rule})
+    entry.budgets = [{"label": name, **arguments} for name, arguments in budgets.items()]
+    return entry
+
+
+def frequency_families():
+    """What is done how often: pruning, low rank, quantization, weight decay and weight noise.
+
+    All kernels are treated but that of the output (`where` is None).
+    """
+    families = ConfigDict(sort_keys=False)
+    families.pruning = family(
+        "pruning",
+        {"95 %": {"sparsity": 0.95}, "98 %": {"sparsity": 0.98}},
+        compressor="MagnitudePruning",
+    )
+    families.low_rank = family(
+        "low rank", {"1/8": {"ratio": 1 / 8}, "1/16": {"ratio": 1 / 16}}, compressor="LowRank"
+    )
+    families.binary_codes = family(
+        "binary codes",
+        {"2 bits": {"bits": 2}, "1 bit": {"bits": 1}},
+        compressor="BinaryCodeQuantization",
+        axis="outputs",
+    )
+    families.quantization = family(
+        "uniform quantization",
+        {"3 bits": {"bits": 3}, "2 bits": {"bits": 2}},
+        compressor="UniformQuantization",
+        axis="outputs",
+    )
+    families.weight_decay = family(
+        "weight decay", {"1e-3": {"rate": 1e-3}, "1e-1": {"rate": 1e-1}}, compressor="WeightDecay"
+    )
+    families.weight_noise = family(
+        "weight noise",
+        {"0.005": {"stddev": 0.005}, "0.05": {"stddev": 0.05}},
+        compressor="WeightNoise",
+    )
+    return families
+
+
 def rule(**arguments):
     """One rule; see `keras_compaware.cli.config.recipe_of` for its keys."""
     return ConfigDict(arguments)

@@ -5,29 +5,38 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from keras_compaware.cli.config import DURATIONS, resolve, unknown
+from keras_compaware.cli.config import DEFAULTS, DURATIONS, resolve, unknown
 from keras_compaware.cli.files import first_line
 from keras_compaware.cli.program import UserError
 
+Resolve = Callable[[Any], dict[str, Any]]
 
-def define(name: str, help_string: str) -> None:
-    """Defines a flag whose value is the complete configuration of a file, or None."""
+
+def define(name: str, help_string: str, resolve: Resolve = resolve) -> None:
+    """Defines a flag whose value is the complete configuration of a file, or None.
+
+    Args:
+        name: The flag's name.
+        help_string: What `--help` says of it.
+        resolve: What completes and checks a configuration. Default: that of an experiment.
+    """
     config_flags.DEFINE_config_file(name, None, help_string)
-    flags.FLAGS[name].parser = _Parser(name)
+    flags.FLAGS[name].parser = _Parser(name, resolve)
 
 
 class _Parser(flags.ArgumentParser):
     """Loads a file so that whatever is wrong with it, or with an override, is one message."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, resolve: Resolve) -> None:
         super().__init__()
         self.name = name
+        self.resolve = resolve
 
     def flag_type(self) -> str:
         return "Python file"
@@ -35,7 +44,7 @@ class _Parser(flags.ArgumentParser):
     def parse(self, path: str) -> ConfigDict:
         """Returns a locked `ConfigDict` with all keys, of which any can be overridden."""
         try:
-            config = _overridable(resolve(load(path)))
+            config = _overridable(self.resolve(load(path)))
             for key in _overridden(self.name):
                 _check_key(config, key)
         except UserError as error:
@@ -58,6 +67,7 @@ def _overridable(config: Mapping[str, Any]) -> ConfigDict:
                 result[key] = free(value, (*names, key))
             elif (
                 value is None
+                or (not names and DEFAULTS.get(key, key) is None)
                 or isinstance(value, list)
                 or names[:1] == ("model_args",)
                 or (names[:1] == ("rules",) and key in DURATIONS)
