@@ -11,5 +11,5 @@ from configs import common
 
 def get_config():
     config = common.fashion_mnist()
-    config.rules.l1 = common.rule(action="Proximal", regularizer="L1", strength=0.01)
+    config.rules.l1 = common.rule(action="Proximal", regularizer="L1", strength=0.05)
     return config

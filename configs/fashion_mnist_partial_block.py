@@ -5,7 +5,10 @@ disappear with the neurons that they lead to.
   python -m apps.train --config=configs/fashion_mnist_partial_block.py \\
       --workdir=runs/fashion_mnist_partial_block --data_dir=DIR
 
-RESULT
+Run time: 91 s on 2 busy cores, besides 107 s for the dense twin, which is trained once. Result with
+seed 0 on the TensorFlow backend: test accuracy 88.57 % (dense twin 89.43 %), 99,450 parameters
+(266,610), LiteRT file 392 KB (1,045 KB), compressed by gzip 362 KB (966 KB), encoded weights 389 KB
+(1,042 KB). Channels: dense1 300 -> 120, dense2 100 -> 40.
 """
 
 from configs import common

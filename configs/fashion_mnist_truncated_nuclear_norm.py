@@ -4,7 +4,10 @@ beyond the 24 largest vanish, the others are free.
   python -m apps.train --config=configs/fashion_mnist_truncated_nuclear_norm.py \\
       --workdir=runs/fashion_mnist_truncated_nuclear_norm --data_dir=DIR
 
-RESULT
+Run time: 255 s on 2 busy cores, besides 107 s for the dense twin, which is trained once. Result
+with seed 0 on the TensorFlow backend: test accuracy 88.36 % (dense twin 89.43 %), 38,110 parameters
+(266,610), LiteRT file 153 KB (1,045 KB), compressed by gzip 140 KB (966 KB), encoded weights 1,042
+KB (1,042 KB). Layers: dense1 rank 25 of 300; dense2 rank 24 of 100.
 """
 
 from configs import common
@@ -16,7 +19,7 @@ def get_config():
         action="Proximal",
         every=100,
         regularizer="TruncatedNuclearNorm",
-        strength=1.0,
+        strength=4.0,
         target_rank=24,
     )
     return config

@@ -21,6 +21,7 @@ FLAGS = {
     "export": {"model", "out"},
     "evaluate": {"model", "data", "data_dir", "image_size", "split", "batch_size"},
     "report": {"workdir", "compare"},
+    "sweep": {"config", "workdir", "data_dir", "workers", "dry_run", "report", "retry_failed"},
 }
 
 
