@@ -33,18 +33,12 @@ def largest(magnitudes, keep):
     keep = ops.clip(ops.cast(keep, "int32"), 0, number)
     if number <= _FEW:
         return _num_ahead(magnitudes) < keep
-    patterns, threshold, reached = _threshold(magnitudes, keep)
-
-    def without_ties():
-        return patterns >= threshold
-
-    def by_index():
-        above, tied = patterns > threshold, patterns == threshold
-        missing = keep - ops.sum(ops.cast(above, "int32"), axis=-1, keepdims=True)
-        first = ops.cumsum(ops.cast(tied, "int32"), axis=-1) <= missing
-        return ops.logical_or(above, ops.logical_and(tied, first))
-
-    return ops.cond(ops.all(reached == keep), without_ties, by_index)
+    threshold = _kth_largest(magnitudes, keep)
+    above = magnitudes > threshold
+    tied = magnitudes == threshold
+    missing = keep - ops.sum(ops.cast(above, "int32"), axis=-1, keepdims=True)
+    first = ops.cumsum(ops.cast(tied, "int32"), axis=-1) <= missing
+    return ops.logical_or(above, ops.logical_and(tied, first))
 
 
 def _num_ahead(magnitudes):
@@ -57,30 +51,18 @@ def _num_ahead(magnitudes):
     return ops.sum(ops.cast(ahead, "int32"), axis=-1)
 
 
-def _threshold(magnitudes, k):
-    """Separates the k largest of each row by bisection on the bits: no sorting.
+def _kth_largest(magnitudes, k):
+    """Returns the k-th largest of each row (stack, 1), by bisection on the bits: no sorting.
 
-    Non-negative float32 numbers are ordered like their bit patterns, so at most 31 counting passes
-    find the largest pattern that at least k entries reach, which is the k-th largest entry. They
-    end before where exactly k entries of every row reach a pattern; after few passes if there is
-    a wide gap, as there is soon after an earlier selection has set the others to zero.
-
-    Returns:
-        `(bit patterns (stack, number), thresholds (stack, 1), entries that reach them (stack, 1))`.
+    Non-negative float32 numbers are ordered like their bit patterns, so 31 counting passes find
+    the largest pattern that at least k entries reach, which is the k-th largest entry.
     """
     patterns = ops.view(magnitudes + 0.0, "int32")  # -0.0 + 0.0 = 0.0
 
-    def goes_on(step, threshold, reached):
-        return ops.logical_and(step > 0, ops.any(reached != k))
-
-    def refine(step, threshold, reached):
-        candidate = threshold + step
-        count = ops.sum(patterns >= candidate, axis=-1, keepdims=True)
-        enough = count >= k
-        threshold = ops.where(enough, candidate, threshold)
-        return step // 2, threshold, ops.where(enough, count, reached)
+    def refine(index, threshold):
+        candidate = threshold + ops.left_shift(ops.cast(1, "int32"), 30 - index)
+        reached = ops.sum(ops.cast(patterns >= candidate, "int32"), axis=-1, keepdims=True)
+        return ops.where(reached >= k, candidate, threshold)
 
     start = ops.zeros_like(patterns[..., :1])
-    state = (ops.cast(2**30, "int32"), start, start + patterns.shape[-1])
-    _, threshold, reached = ops.while_loop(goes_on, refine, state)
-    return patterns, threshold, reached
+    return ops.view(ops.fori_loop(0, 31, refine, start), "float32")
