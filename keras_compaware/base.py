@@ -737,7 +737,7 @@ class Target:
         if self.layout is not None:
             parts = self.layout.scatter(value, map(ops.convert_to_tensor, self.variables))
         for variable, part in zip(self.variables, parts, strict=True):
-            variable.assign(ops.cast(part, variable.dtype))
+            variable.assign(part)  # casts
 
 
 def _check_window(owner, every, begin, end):
@@ -981,4 +981,6 @@ def as_kernel(w, axes):
         raise TypeError(f"A kernel must have a float dtype. Received: {dtype}.")
     axes = axes_by_rank(len(tensor.shape)) if axes is None else axes
     axes.batch(len(tensor.shape))
+    if dtype == "float32":
+        return tensor, axes, lambda result: result
     return ops.cast(tensor, "float32"), axes, lambda result: ops.cast(result, dtype)

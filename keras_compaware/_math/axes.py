@@ -59,15 +59,22 @@ def matricise(w, axes, split="channel"):
     original = tuple(w.shape)
     shape, batch, rows, columns = split_roles(original, axes, split)
     order = (*batch, *rows, *columns)
-    sizes = tuple(shape[axis] for axis in order)
     stacked = matrix_shape(original, axes, split)
-    inverse = sorted(range(len(order)), key=order.__getitem__)
     matrix = ops.reshape(ops.transpose(ops.reshape(w, shape), order), stacked)
+    return matrix, folding(original, axes, split)
+
+
+def folding(original, axes, split="channel"):
+    """Returns the function that folds matrices back into a kernel of that shape."""
+    shape, batch, rows, columns = split_roles(original, axes, split)
+    order = (*batch, *rows, *columns)
+    sizes = tuple(shape[axis] for axis in order)
+    inverse = sorted(range(len(order)), key=order.__getitem__)
 
     def fold(matrix):
         return ops.reshape(ops.transpose(ops.reshape(matrix, sizes), inverse), original)
 
-    return matrix, fold
+    return fold
 
 
 def tile_shape(stacked, size):

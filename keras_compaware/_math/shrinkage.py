@@ -6,12 +6,17 @@ sum of all but the largest; hard shrinkage is the limit of the latter as the thr
 
 from keras import ops
 
+from keras_compaware._math.backend import kth_largest
+
 _FEW = 16
+_SAMPLE = 1024
+_SORTED_AT_ONCE = 4096
+_ABOVE_ALL = 2**31 - 1  # no number has this pattern
 
 
 def soft(magnitudes, threshold, free=0):
     """Returns `max(m - threshold, 0)`, with the `free` largest of each row left as they are."""
-    shrunk = ops.maximum(magnitudes - threshold, 0.0)
+    shrunk = ops.relu(magnitudes - threshold)
     if isinstance(free, int) and free == 0:
         return shrunk
     return ops.where(largest(magnitudes, free), magnitudes, shrunk)
@@ -33,12 +38,18 @@ def largest(magnitudes, keep):
     keep = ops.clip(ops.cast(keep, "int32"), 0, number)
     if number <= _FEW:
         return _num_ahead(magnitudes) < keep
-    threshold = _kth_largest(magnitudes, keep)
-    above = magnitudes > threshold
-    tied = magnitudes == threshold
-    missing = keep - ops.sum(ops.cast(above, "int32"), axis=-1, keepdims=True)
-    first = ops.cumsum(ops.cast(tied, "int32"), axis=-1) <= missing
-    return ops.logical_or(above, ops.logical_and(tied, first))
+    patterns, threshold, reached = _threshold(magnitudes, keep)
+
+    def without_ties():
+        return patterns >= threshold
+
+    def by_index():
+        above, tied = patterns > threshold, patterns == threshold
+        missing = keep - ops.sum(ops.cast(above, "int32"), axis=-1, keepdims=True)
+        first = ops.cumsum(ops.cast(tied, "int32"), axis=-1) <= missing
+        return ops.logical_or(above, ops.logical_and(tied, first))
+
+    return ops.cond(ops.all(reached == keep), without_ties, by_index)
 
 
 def _num_ahead(magnitudes):
@@ -51,18 +62,64 @@ def _num_ahead(magnitudes):
     return ops.sum(ops.cast(ahead, "int32"), axis=-1)
 
 
-def _kth_largest(magnitudes, k):
-    """Returns the k-th largest of each row (stack, 1), by bisection on the bits: no sorting.
+def _threshold(magnitudes, k):
+    """Separates the k largest of each row, by counting entries where the backend cannot select.
 
-    Non-negative float32 numbers are ordered like their bit patterns, so 31 counting passes find
-    the largest pattern that at least k entries reach, which is the k-th largest entry.
+    Non-negative float32 numbers are ordered like their bit patterns. Every pass counts how many
+    entries reach a pattern between one that at least k reach and one that fewer reach: where the
+    counts at these two suggest the k-th largest, and half-way every third time. It ends where
+    exactly k entries of every row reach a pattern, or with that of the k-th largest.
+
+    Returns:
+        `(bit patterns (stack, number), thresholds (stack, 1), entries that reach them (stack, 1))`.
     """
     patterns = ops.view(magnitudes + 0.0, "int32")  # -0.0 + 0.0 = 0.0
 
-    def refine(index, threshold):
-        candidate = threshold + ops.left_shift(ops.cast(1, "int32"), 30 - index)
-        reached = ops.sum(ops.cast(patterns >= candidate, "int32"), axis=-1, keepdims=True)
-        return ops.where(reached >= k, candidate, threshold)
+    def reaching(threshold):
+        return ops.sum(ops.cast(patterns >= threshold, "int32"), axis=-1, keepdims=True)
 
-    start = ops.zeros_like(patterns[..., :1])
-    return ops.view(ops.fori_loop(0, 31, refine, start), "float32")
+    def goes_on(turn, low, high, reached, beyond):
+        return ops.any(ops.logical_and(reached != k, high - low > 1))
+
+    def refine(turn, low, high, reached, beyond):
+        share = ops.cast(reached - k, "float32") / ops.cast(reached - beyond, "float32")
+        share = ops.where(turn == 2, 0.5, share)
+        middle = low + ops.cast(share * ops.cast(high - low, "float32"), "int32")
+        middle = ops.maximum(ops.minimum(middle, high - 1), low + 1)
+        count = reaching(middle)
+        enough = count >= k
+        low, reached = ops.where(enough, middle, low), ops.where(enough, count, reached)
+        high, beyond = ops.where(enough, high, middle), ops.where(enough, beyond, count)
+        return (turn + 1) % 3, low, high, reached, beyond
+
+    found = kth_largest(patterns, ops.maximum(k, 1))
+    if found is not None:
+        return patterns, found, reaching(found)
+    low, high = _bracket(patterns, k)
+    reached, beyond = reaching(low), reaching(high)
+    misses_low, misses_high = reached < k, beyond >= k
+    low, reached = ops.where(misses_low, 0, low), ops.where(misses_low, patterns.shape[-1], reached)
+    high, beyond = ops.where(misses_high, _ABOVE_ALL, high), ops.where(misses_high, 0, beyond)
+    state = (ops.cast(0, "int32"), low, high, reached, beyond)
+    _, low, _, reached, _ = ops.while_loop(goes_on, refine, state)
+    return patterns, low, reached
+
+
+def _bracket(patterns, k):
+    """Patterns around the k-th largest of each row, as a sample of the row has them: a guess."""
+    stack, number = patterns.shape
+    size = min(number, _SAMPLE)
+    if stack * size > _SORTED_AT_ONCE:
+        low = ops.zeros_like(patterns[:, :1])
+        return low, low + _ABOVE_ALL
+    stride = number // size
+    stride -= stride % 2 == 0  # an even one may meet but some of the channels
+    ascending = ops.sort(patterns[:, : size * stride : stride], axis=-1)
+    share = 1.0 - ops.cast(k, "float32") / number
+    margin = 3.0 * ops.sqrt(size * share * (1.0 - share)) + 1.0 if size < number else 0.0
+    first, last = (
+        ops.cast(ops.clip(place, 0, size - 1), "int32")
+        for place in (ops.floor(size * share - margin), ops.ceil(size * share + margin))
+    )
+    low, high = (ops.take(ascending, place, axis=-1)[:, None] for place in (first, last))
+    return low, high + 1

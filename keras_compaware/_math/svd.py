@@ -5,13 +5,19 @@ import math
 from keras import ops
 
 
-def svd(matrix):
+def svd(matrix, number=None):
     """Returns `(left (s, m, k), values (s, k), right (s, k, n))` with k = min(m, n).
 
     Where rows or columns of the matrix are zero, those of the singular vectors are exactly zero as
     well.
+
+    Args:
+        matrix: Tensor (s, m, n).
+        number: How many of the largest singular values and their vectors are returned.
     """
     left, values, right = ops.svd(matrix, full_matrices=False)
+    if number is not None:
+        left, values, right = left[:, :, :number], values[:, :number], right[:, :number]
     filled = ops.not_equal(matrix, 0)
     rows, columns = ops.any(filled, axis=-1, keepdims=True), ops.any(filled, axis=-2, keepdims=True)
     return left * ops.cast(rows, left.dtype), values, right * ops.cast(columns, right.dtype)

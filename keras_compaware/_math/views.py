@@ -30,8 +30,7 @@ def groups(w, index_axes):
     norms = safe_norm(w, reduced)
 
     def rebuild(magnitudes):
-        magnitudes = ops.reshape(magnitudes, norms.shape)
-        return w * ops.where(norms > 0, magnitudes / ops.where(norms > 0, norms, 1.0), 0.0)
+        return w * ops.divide_no_nan(ops.reshape(magnitudes, norms.shape), norms)
 
     return ops.reshape(norms, (1, -1)), rebuild
 
@@ -43,13 +42,12 @@ def group_size(shape, index_axes):
 
 def safe_norm(w, reduced):
     """Euclidean norm over axes (kept with size 1): no overflow, gradient 0 at 0."""
-    scale = ops.stop_gradient(ops.max(ops.abs(w), axis=reduced, keepdims=True)) if reduced else None
-    if scale is None:
+    if not reduced:
         return ops.abs(w)
-    scale = ops.where(scale > 0, scale, 1.0)
-    squares = ops.sum(ops.square(w / scale), axis=reduced, keepdims=True)
-    positive = squares > 0
-    return ops.where(positive, scale * ops.sqrt(ops.where(positive, squares, 1.0)), 0.0)
+    scale = ops.stop_gradient(ops.max(ops.abs(w), axis=reduced, keepdims=True))
+    w = w / ops.where(scale > 0, scale, 1.0)
+    squares = ops.sum(w * w, axis=reduced, keepdims=True)
+    return scale * ops.sqrt(ops.maximum(squares, 0.5))  # at least 1, or 0 where the scale is 0
 
 
 def singular_values(w, axes, split="channel"):

@@ -50,9 +50,11 @@ class GroupPenalty(ProximalRegularizer):
         _, units = self._layout(w.shape, axes)
         selected = self._selected(w.shape, axes)
         step = ops.cast(step_size, "float32")
-        strength = ops.cast(self.strength if budget is None else budget, "float32")
-        threshold = step * strength * self._weights(w.shape, axes, selected)
-        entry_threshold = step * in_proportion(self._l1_strength, self.strength, budget)
+        strength = self.strength if budget is None else ops.cast(budget, "float32")
+        threshold = step * (strength * self._weights(w.shape, axes, selected))
+        entry_threshold = 0.0
+        if self._l1_strength:
+            entry_threshold = step * in_proportion(self._l1_strength, self.strength, budget)
 
         result = _where(selected, view, ops.zeros_like(view))
         if self._l1_strength:
@@ -158,6 +160,8 @@ class GroupPenalty(ProximalRegularizer):
         """Returns `(the kernel in that layout, function that undoes it)`."""
         if self.block is None:
             shape, _ = self._layout(w.shape, axes)
+            if shape == tuple(w.shape):
+                return w, lambda view: view
             return ops.reshape(w, shape), lambda view: ops.reshape(view, w.shape)
         matrix, fold = matricise(w, axes)
         tiles, join = tile(matrix, self.block)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import zlib
 
 import keras
@@ -10,6 +11,8 @@ from keras import ops
 
 from keras_compaware._math.backend import compiled
 from keras_compaware.base import Compressor, Perturbation
+
+_PART, _PARTS = 2**20, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +159,20 @@ def _pruned(regularizer, axes):
 
 def _measured(before, after):
     """Returns `(after, [distortion, sparsity])`: NaN if `before` holds one or infinity."""
-    old, new = ops.cast(before, "float32"), ops.cast(after, "float32")
-    size = ops.max(ops.abs(old))
+    parts = list(zip(_parts(before), _parts(after), strict=True))
+    size = ops.max(ops.stack([ops.max(ops.abs(old)) for old, _ in parts]))
     unit = ops.where(size > 0, size, 1.0)
-    moved = ops.sqrt(ops.sum(ops.square((new - old) / unit)))
-    norm = ops.sqrt(ops.sum(ops.square(old / unit)))
+    moved = ops.sqrt(sum(ops.sum(ops.square((new - old) / unit)) for old, new in parts))
+    norm = ops.sqrt(sum(ops.sum(ops.square(old / unit)) for old, _ in parts))
     distortion = moved / ops.where(norm > 0, norm, 1.0) + 0.0 * size
-    zeros = ops.mean(ops.cast(ops.equal(new, 0), "float32"))
-    return after, ops.stack([distortion, zeros])
+    zeros = sum(ops.sum(ops.cast(ops.equal(new, 0), "float32")) for _, new in parts)
+    return after, ops.stack([distortion, zeros / math.prod(after.shape)])
+
+
+def _parts(w):
+    """The entries in slices, so that what is computed of them is small beside a large kernel."""
+    number = math.prod(w.shape)
+    size = max(_PART, -(-number // _PARTS))
+    flat = ops.reshape(w, (number,))
+    slices = (flat[begin : begin + size] for begin in range(0, number, size))
+    return [ops.cast(part, "float32") for part in slices]

@@ -46,7 +46,7 @@ on_few_kernels = pytest.mark.parametrize("name", FEW)
 
 # Two decompositions in float32, of matrices that differ by nothing but rounding, agree to this
 # multiple of 1e-6 of the norm.
-ANOTHER_SVD = 5
+ANOTHER_SVD = 10  # 5.2 was seen, of a Tucker decomposition on PyTorch
 
 
 def assert_same(case, actual, expected, applications=1, label=""):
