@@ -52,12 +52,14 @@ from keras_compaware.regularizers import (
 from keras_compaware.rules import Plan, Rule
 from keras_compaware.schedules import Ramp, StrengthController
 from keras_compaware.scores import choose_channels, choose_ranks
+from keras_compaware.search import Allocation, Sensitivity, fit_budget, sensitivity
 from keras_compaware.training import CompressionCallback, CompressionOptimizer, Firing
 
 __version__ = "0.1.0"
 
 __all__ = [
     "L1",
+    "Allocation",
     "AtEnd",
     "BinaryCodeQuantization",
     "Chain",
@@ -88,6 +90,7 @@ __all__ = [
     "Recipe",
     "RecoverResult",
     "Rule",
+    "Sensitivity",
     "Skip",
     "SparseGroupLasso",
     "StraightThrough",
@@ -108,6 +111,7 @@ __all__ = [
     "compressors",
     "export",
     "find_targets",
+    "fit_budget",
     "layers",
     "measure",
     "recalibrate_batch_norm",
@@ -116,5 +120,6 @@ __all__ = [
     "register_kernels",
     "regularizers",
     "scores",
+    "sensitivity",
     "shrink",
 ]

@@ -1,5 +1,6 @@
 """Choosing the channels that stay, by their scores, for a budget."""
 
+import collections
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -90,13 +91,10 @@ def choose_channels(
     if budget is not None:
         kind, fraction = checked_budget("choose_channels", budget, _BUDGETS)
     check_choice("choose_channels", "scope", scope, ("space", "global"))
-    check_integer("choose_channels", "round_to", round_to, 1)
-    check_integer("choose_channels", "min_channels", min_channels, 1)
     check_number("choose_channels", "max_ratio", max_ratio, 0.0, 1.0)
     analysis = analyse(model, allow_inexact)
-    spaces = _without(analysis.spaces, exclude)
-    values = _scores(model, score, spaces, analysis.spaces)
-    choices = _Choices(analysis, spaces, values, round_to, min_channels, max_ratio)
+    choices = Choices.of(model, analysis, score, exclude, round_to, min_channels, max_ratio)
+    spaces = choices.spaces
     wanted, last = choices.by_space() if scope == "space" else choices.by_threshold()
 
     if kind == "channels":
@@ -126,11 +124,20 @@ def choose_channels(
     return choices.kept(choices.numbers(wanted(low)))
 
 
-class _Choices:
+class Choices:
     """The ranking of the channels of every space, and what may be kept of it."""
 
+    @classmethod
+    def of(cls, model, analysis, score, exclude=None, round_to=1, min_channels=1, max_ratio=1.0):
+        """Makes them for arguments of `choose_channels`, which are checked."""
+        check_integer("choose_channels", "round_to", round_to, 1)
+        check_integer("choose_channels", "min_channels", min_channels, 1)
+        spaces = _without(analysis.spaces, exclude)
+        values = _scores(model, score, spaces, analysis.spaces)
+        return cls(analysis, spaces, values, round_to, min_channels, max_ratio)
+
     def __init__(self, analysis, spaces, values, round_to, min_channels, max_ratio):
-        self._spaces = spaces
+        self.spaces = spaces
         self._round_to = round_to
         self.limits = {
             "round_to": round_to,
@@ -152,6 +159,8 @@ class _Choices:
         order = np.lexsort((rank, ~needed, owner))
         self._order = np.split(order, starts[1:]) if len(spaces) else []
         self._order = [order - start for order, start in zip(self._order, starts, strict=True)]
+        energies = np.square(scores / (np.abs(scores).max(initial=0.0) or 1.0))
+        self._energies = np.split(energies[order], starts[1:]) if len(spaces) else []
         place = np.empty(len(scores), int)
         place[order] = np.arange(len(scores)) - starts[owner]
         self._space_of = space_of
@@ -187,6 +196,25 @@ class _Choices:
             len(self._ranking),
         )
 
+    def table(self, ids):
+        """Returns `(constant, {space: table})`: how many of some labels are kept, and are there.
+
+        With `numbers[s]` channels of the space s there are constant + sum_s table[s][numbers[s]].
+        """
+        places = collections.defaultdict(list)
+        for space, place in zip(self._space_of[ids], self._place_of[ids], strict=True):
+            places[int(space)].append(place)
+        constant = len(places.pop(-1, ()))
+        return constant, {
+            space: np.searchsorted(np.sort(found), np.arange(self.sizes[space] + 1))
+            for space, found in places.items()
+        }
+
+    def lost_energies(self, place):
+        """Returns the share of the squared scores of a space that goes, by the number kept."""
+        beyond = np.append(np.cumsum(self._energies[place][::-1])[::-1], 0.0)
+        return beyond / (beyond[0] if beyond[0] > 0 else 1.0)
+
     def numbers(self, wanted):
         """Returns how many channels each space keeps, within the limits."""
         wanted = wanted + _ROUNDING
@@ -203,7 +231,7 @@ class _Choices:
         """Returns the channels of the spaces that are cut."""
         return {
             space.name: np.sort(order[:number])
-            for space, order, number in zip(self._spaces, self._order, numbers, strict=True)
+            for space, order, number in zip(self.spaces, self._order, numbers, strict=True)
             if number < space.size
         }
 

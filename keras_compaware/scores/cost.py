@@ -2,22 +2,48 @@
 
 import fractions
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import keras
+import numpy as np
 
 from keras_compaware import measure
 from keras_compaware.scores.score import is_kernel
 
 
+class Term(NamedTuple):
+    """What one weight adds to a cost: a factor times its size along every axis.
+
+    Args:
+        variable: The weight.
+        factor: Integer or Fraction.
+        axes: Dict from its axes along which channels stand to their label arrays.
+    """
+
+    variable: keras.Variable
+    factor: int | fractions.Fraction
+    axes: Mapping[int, np.ndarray]
+
+    def sizes(self, count):
+        """Returns the size along every axis, given how many are kept of a label array."""
+        return [
+            count(self.axes[axis]) if axis in self.axes else size
+            for axis, size in enumerate(self.variable.shape)
+        ]
+
+
 class Cost:
-    """A sum of products: `constant + sum of factor * number kept of ids_1 * number of ids_2 ...`.
+    """A sum: a constant and the products of `terms`.
 
     Args:
         constant: Integer: what does not change.
-        terms: Sequence of `(integer or Fraction, tuple of label arrays)`.
+        terms: Sequence of `Term`s.
     """
 
     def __init__(self, constant, terms):
-        self._constant = constant
-        self._terms = tuple(terms)
+        self.constant = constant
+        self.terms = tuple(terms)
 
     def __call__(self, keep):
         """Returns the cost, an integer, of what a `Keep` keeps."""
@@ -28,21 +54,16 @@ class Cost:
                 counts[id(ids)] = keep.count(ids)
             return counts[id(ids)]
 
-        return self._constant + math.ceil(
-            sum(factor * math.prod(map(count, axes)) for factor, axes in self._terms)
+        return self.constant + math.ceil(
+            sum(term.factor * math.prod(term.sizes(count)) for term in self.terms)
         )
 
 
 def parameters(model, analysis):
     """Returns the `Cost` in parameters, as of `measure.parameters`."""
     axes = _cut_axes(analysis)
-    constant, terms = 0, []
-    for weight in {id(weight): weight for weight in model.weights}.values():
-        if id(weight) in axes:
-            terms.append(_term(1, weight, axes))
-        else:
-            constant += math.prod(weight.shape)
-    return Cost(constant, terms)
+    weights = {id(weight): weight for weight in model.weights}
+    return Cost(0, [Term(weight, 1, axes.get(key, {})) for key, weight in weights.items()])
 
 
 def macs(model, analysis):
@@ -60,13 +81,12 @@ def macs(model, analysis):
         weights = list(filter(is_kernel, getattr(operations[path], "weights", ())))
         if not number:  # nothing, or of a kind that is not known
             continue
-        if not any(id(weight) in axes for weight in weights):
+        if not weights:
             constant += number
             continue
         entries = sum(math.prod(weight.shape) for weight in weights)
         positions = fractions.Fraction(number, entries)
-        for weight in weights:
-            terms.append(_term(positions, weight, axes))
+        terms += [Term(weight, positions, axes.get(id(weight), {})) for weight in weights]
     return Cost(constant, terms)
 
 
@@ -76,9 +96,3 @@ def _cut_axes(analysis):
     for binding in analysis.flow.bindings.values():
         axes.setdefault(id(binding.variable), {})[binding.axis] = binding.ids
     return axes
-
-
-def _term(factor, weight, axes):
-    cut = axes.get(id(weight), {})
-    rest = math.prod(size for axis, size in enumerate(weight.shape) if axis not in cut)
-    return factor * rest, tuple(cut.values())

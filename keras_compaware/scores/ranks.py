@@ -182,6 +182,13 @@ def cost_of_ranks(model: keras.Model, ranks: Mapping[str, LowRank], kind: str) -
     return math.ceil(cost)
 
 
+def splittable_kernels(model: keras.Model) -> list[Target]:
+    """Returns the kernels that `choose_ranks` may factorise, of one matrix each: no groups."""
+    places = _Places(model)
+    targets = _selected(model, places, None, None)
+    return [target for target in targets if matrix_shape(target.shape, target.axes)[0] == 1]
+
+
 def _given_rank(target, compressor):
     if not isinstance(compressor, LowRank):
         raise TypeError(
@@ -286,7 +293,7 @@ class _Ladder:
         self.ranks = np.arange(least, most + 1, round_to)
         self.costs = [int(rank) * self._each for rank in self.ranks]
         if len(self.ranks):
-            self.lost = _lost_energies(target, split)[self.ranks]
+            self.lost = lost_energies(target, split)[self.ranks]
 
     def next_step(self, step, whole=True):
         """Returns `(energy gained per cost, cost, next step)`; None as a step is the whole kernel.
@@ -310,7 +317,7 @@ class _Ladder:
         return found if slope > 0 else None
 
 
-def _lost_energies(target, split):
+def lost_energies(target, split):
     """Returns the shares of the squared singular values beyond the ranks 0, 1, ..., the full one.
 
     Those that are zero up to rounding, by the measure of `compact`, have no energy.
