@@ -116,6 +116,7 @@ LAZY = {
 # benchmark uses the package as anyone does.
 OUTSIDE: dict[str, set[str]] = {
     "apps": {"os", "absl", f"{PACKAGE}.cli", "__future__"},
+    "apps/console": set(sys.stdlib_module_names),  # it imports a program by its name
     "configs": {"ml_collections", "configs.common", "__future__"},
     "benchmarks": {
         *(PACKAGE, "benchmarks.common", "keras", "matplotlib", "numpy"),
@@ -264,7 +265,8 @@ def problems_of(source: str, path: str) -> list[str]:
 
 
 def _problems_outside(source: str, path: str) -> list[str]:
-    allowed = OUTSIDE[pathlib.PurePosixPath(path).parts[0]]
+    folders = map(str, pathlib.PurePosixPath(path).parents)  # the innermost first
+    allowed = next(OUTSIDE[folder] for folder in folders if folder in OUTSIDE)
     return [
         f"{path}:{entry.line}: {entry.name} is not allowed; this folder may import only "
         f"{_listed(_without_standard_library(allowed))}"

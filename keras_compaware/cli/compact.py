@@ -1,40 +1,145 @@
 """The program `compact`."""
 
+import json
 import os
+from collections.abc import Iterator
 
+import keras
+import numpy as np
 from absl import flags
 
-from keras_compaware import measure
+from keras_compaware import data, measure
+from keras_compaware._files import write_json_atomic
 from keras_compaware.cli import program
-from keras_compaware.cli.files import load_model, save_model
-from keras_compaware.compaction import compact
+from keras_compaware.cli.files import load_model, save_model, writing
+from keras_compaware.compaction import compact, recalibrate_batch_norm
+from keras_compaware.search import Allocation, fit_budget
+
+_BATCH_SIZE = 64
 
 
 def define_flags() -> None:
     """Defines the flags."""
     flags.DEFINE_string("model", None, "The trained model, a .keras file.")
     flags.DEFINE_string("out", None, "The .keras file to write.")
+    flags.DEFINE_string(
+        "target",
+        None,
+        "What may be left: params=0.5 or macs=0.5 (fractions), bytes=200000 or latency_ms=1.5 (of "
+        "the float32 LiteRT file). Channels and ranks are chosen without any training. Default: "
+        "only what changes no output is removed.",
+    )
+    flags.DEFINE_string(
+        "data",
+        None,
+        "With --target: the data set, of TensorFlow Datasets or digits, on whose training images "
+        "the change of the outputs is measured, and batch-norm statistics are estimated again. "
+        "Default: the budget is spent by the weights alone.",
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder of TensorFlow Datasets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+    )
+    flags.DEFINE_integer(
+        "examples", 512, "With --data: how many images are looked at.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "round_to", 1, "With --target: channels and ranks are multiples of it.", lower_bound=1
+    )
+    flags.DEFINE_string(
+        "allocation",
+        None,
+        "With --target: a .json file to write with the channels and ranks that are kept; without: "
+        "one to read, which may have been edited.",
+    )
 
 
 def main() -> None:
     """Writes the compacted model."""
+    values = flags.FLAGS
     path, out = program.required("model"), program.output_path("out", ".keras")
     if os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
         raise program.UserError(
             f"--out names the trained model itself, {path}. Choose another file: training goes on "
             "from the trained model, not from the compacted one."
         )
+    target = None if values.target is None else parsed_target(values.target)
+    for name in ("data", "round_to"):
+        if target is None and flags.FLAGS[name].present:
+            raise program.UserError(f"--{name} is of no use without --target.")
     model = load_model(path)
-    result = compact(model)
-    program.say(result)
+    allocation = _allocation(model, target)
+    if allocation is None:
+        result = compact(model)
+        program.say(result)
+    else:
+        program.say(allocation)
+        result = allocation.apply(model)
+        if values.data:
+            batches = list(_batches())
+            recalibrate_batch_norm(result.model, batches, len(batches))
     save_model(result.model, out)
     before, after = measure.parameters(model), measure.parameters(result.model)
-    program.say(
-        f"\nwritten to {out}: {after:,} parameters instead of {before:,}; "
+    macs = [measure.macs(each) for each in (model, result.model)]
+    difference = (
         f"outputs differ by {result.max_error:.1e} (relative) at most"
+        if allocation is None
+        else f"{macs[1]:,} MACs instead of {macs[0]:,}; not trained further"
     )
+    program.say(f"\nwritten to {out}: {after:,} parameters instead of {before:,}; {difference}")
+
+
+def parsed_target(text: str) -> dict[str, float]:
+    """Returns the target that text such as "macs=0.5" stands for."""
+    kind, _, number = text.partition("=")
+    try:
+        return {kind.strip(): float(number)}
+    except ValueError:
+        raise program.UserError(
+            f"--target must be like macs=0.5, params=0.5, bytes=200000 or latency_ms=1.5. "
+            f"Received: {text}"
+        ) from None
+
+
+def _allocation(model: keras.Model, target: dict[str, float] | None) -> Allocation | None:
+    values = flags.FLAGS
+    if target is None:
+        return None if values.allocation is None else _read(values.allocation)
+    if values.allocation is not None:
+        program.output_path("allocation", ".json")
+    found = fit_budget(
+        model,
+        list(_batches()) if values.data else None,
+        target,
+        round_to=values.round_to,
+        verbose=0,
+    )
+    if values.allocation is not None:
+        with writing(values.allocation):
+            write_json_atomic(values.allocation, found.to_json())
+    return found
+
+
+def _read(path: str) -> Allocation:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return Allocation.from_json(json.load(file))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise program.UserError(
+            f"--allocation: {path} is not what --target has written ({error})."
+        ) from error
+
+
+def _batches() -> Iterator[np.ndarray]:
+    """Yields the first training images, in the fixed random order of the data set."""
+    values = flags.FLAGS
+    dataset = data.load(values.data, data_dir=values.data_dir)
+    images = dataset.train.images[: values.examples]
+    for begin in range(0, len(images), _BATCH_SIZE):
+        yield images[begin : begin + _BATCH_SIZE] * np.float32(1 / 255)
 
 
 def run() -> None:
     """Runs the program."""
-    program.run(main, define_flags)
+    program.run(main, define_flags, positional=("model", "out"))

@@ -18,7 +18,9 @@ class UserError(Exception):
     """A mistake that the user can mend; its message is all that is shown."""
 
 
-def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
+def run(
+    main: Callable[[], None], define_flags: Callable[[], None], positional: Sequence[str] = ()
+) -> None:
     """Runs a program: parses the command line, calls `main`, exits non-zero after an error.
 
     Errors that a user can cause (a wrong value, a missing file, a full disk) end in one message on
@@ -28,6 +30,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
         main: The program; it reads its flags from `flags.FLAGS`.
         define_flags: Defines the program's flags. They are defined when a program runs, not when
             its module is imported, for several programs have a flag of the same name.
+        positional: Names of flags that may be given without their names, in this order.
     """
     known = set(flags.FLAGS)
     define_flags()
@@ -39,11 +42,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
         if not flags.FLAGS["verbosity"].present:  # not chosen on the command line
             logging.set_verbosity(logging.WARNING)
         try:
-            if len(argv) > 1:
-                raise UserError(
-                    f"unexpected argument {argv[1]!r}: every argument is a flag, --name=value. "
-                    "See --help."
-                )
+            _take(positional, argv[1:])
             main()
         except (UserError, *USER_ERRORS) as error:
             fail(error)
@@ -52,6 +51,21 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
             sys.exit(130)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _take(names: Sequence[str], values: Sequence[str]) -> None:
+    """Sets flags to what was given without their names."""
+    if len(values) > len(names):
+        takes = " ".join(map(str.upper, names)) or "nothing"
+        raise UserError(
+            f"unexpected argument {values[len(names)]!r}: without a name, this program takes "
+            f"{takes}; all else is a flag, --name=value. See --help."
+        )
+    for name, value in zip(names, values, strict=False):
+        flag = flags.FLAGS[name]
+        if flag.present:
+            raise UserError(f"--{name} is given twice: as {value!r} and as {flag.value!r}.")
+        flag.value = value
 
 
 def say(text: object = "") -> None:

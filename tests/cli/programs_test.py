@@ -17,7 +17,9 @@ pytestmark = pytest.mark.tensorflow
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FLAGS = {
     "train": {"config", "workdir", "data_dir", "init_from", "overwrite"},
-    "compact": {"model", "out"},
+    "compact": {
+        *("model", "out", "target", "data", "data_dir", "examples", "round_to", "allocation"),
+    },
     "export": {"model", "out"},
     "evaluate": {"model", "data", "data_dir", "image_size", "split", "batch_size"},
     "report": {"workdir", "compare"},

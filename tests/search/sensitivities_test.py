@@ -12,7 +12,6 @@ from keras_compaware.search import sensitivities
 from tests.coupling import networks
 from tests.coupling.helpers import inputs_of, outputs_of, randomise
 
-
 JAX = keras.backend.backend() == "jax"
 
 
