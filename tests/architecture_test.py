@@ -90,6 +90,7 @@ INTERNAL: dict[str, set[str] | None] = {
     "data": {"_files"},
     "models": set(),
     "cli": ANYTHING,
+    "__main__": set(),
     INIT: ANYTHING,
 }
 
@@ -100,6 +101,7 @@ EXTERNAL: dict[str, set[str]] = {
     "data": {"tensorflow", "tensorflow_datasets", "sklearn", "rich"},
     "reporting": {"matplotlib", "rich"},
     "cli": {"tensorflow", "absl", "ml_collections", "rich"},
+    "__main__": {f"{PACKAGE}_console"},  # the console command, which lies in apps/console
 }
 EXTERNAL_OF_FILE: dict[str, set[str]] = {
     f"{PACKAGE}/_math/backend.py": {"tensorflow", "jax", "torch"},

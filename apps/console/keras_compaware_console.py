@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"keras-compaware {importlib.metadata.version('keras-compaware')}")
     elif name in PROGRAMS:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: a config may import its neighbours
         sys.argv = [f"keras-compaware {name}", *arguments[1:]]
         sys.modules["__main__"].__doc__ = f"keras-compaware {name} {PROGRAMS[name]}.\n"  # --help
         importlib.import_module(f"keras_compaware.cli.{name}").run()

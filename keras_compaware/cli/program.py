@@ -56,10 +56,12 @@ def run(
 def _take(names: Sequence[str], values: Sequence[str]) -> None:
     """Sets flags to what was given without their names."""
     if len(values) > len(names):
-        takes = " ".join(map(str.upper, names)) or "nothing"
+        rule = "every argument is a flag"
+        if names:
+            takes = " ".join(map(str.upper, names))
+            rule = f"without a name, this program takes {takes}; all else is a flag"
         raise UserError(
-            f"unexpected argument {values[len(names)]!r}: without a name, this program takes "
-            f"{takes}; all else is a flag, --name=value. See --help."
+            f"unexpected argument {values[len(names)]!r}: {rule}, --name=value. See --help."
         )
     for name, value in zip(names, values, strict=False):
         flag = flags.FLAGS[name]

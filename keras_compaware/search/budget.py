@@ -355,10 +355,12 @@ def greedy(groups, losses, cost, limit):
 
     def up(g):
         """What may come next above: `[(cost spent, loss regained, place)]`."""
-        last = len(groups[g].amounts) - 1
+        present, last = places[g], len(groups[g].amounts) - 1
+        better = np.flatnonzero(losses[g][present:] < losses[g][present])  # beyond a plateau
+        following = {min(present + 1, last), last, *(present + better[:1]).tolist()}
         return [
-            (at(g, place), float(losses[g][places[g]] - losses[g][place]), place)
-            for place in sorted({min(places[g] + 1, last), last} - {places[g]})
+            (at(g, place), float(losses[g][present] - losses[g][place]), place)
+            for place in sorted(following - {present})
         ]
 
     steps = {g: step for g in range(len(groups)) if (step := down(g))}

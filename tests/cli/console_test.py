@@ -59,7 +59,7 @@ def test_keras_is_imported_only_for_a_program():
     assert out.splitlines()[-1] == "False"
 
 
-def test_a_program_runs_as_by_itself(capfd):
+def test_a_program_runs_as_by_itself():
     code = "import keras_compaware_console as c; c.main()"
     arguments = ["compact", "missing.keras", "out.keras"]
     found = subprocess.run(

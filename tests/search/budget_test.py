@@ -167,6 +167,13 @@ def test_greedy_spends_where_it_hurts_least():
     assert len(harder.keep) > 1
 
 
+def test_greedy_goes_on_beyond_a_plateau():
+    groups = [budget.Group(CHANNELS, g, f"g{g}", np.arange(1, 11)) for g in range(2)]
+    losses = [np.array([1.0] * 5 + [0.9, 0.6, 0.3, 0.1, 0.0]), np.arange(9.0, -1, -1)]
+    cost = Additive([10, 1], [10, 10])
+    assert budget.greedy(groups, losses, cost, 90)[0] == 8  # not 1, the end of the hull
+
+
 def test_a_solver_of_the_users_own():
     model = randomise(convolutional())
 

@@ -26,7 +26,8 @@ def change(model, small, data):
         for a, b in zip(outputs_of(small, x), outputs_of(model, x), strict=True)
     ]
     size = sum(np.sum(np.square(b.astype("float64"))) for _, b in pairs)
-    return sum(np.sum(np.square(a.astype("float64") - b)) for a, b in pairs) / size
+    share = sum(np.sum(np.square(a.astype("float64") - b)) for a, b in pairs) / size
+    return -np.log(max(1 - share, 1e-3))
 
 
 @pytest.mark.parametrize(
