@@ -1,10 +1,17 @@
-"""What the benchmarks share: a description of the machine, tables, files of results."""
+"""What the benchmarks share: the machine, its memory, fresh processes, tables, files of results."""
 
+import contextlib
+import ctypes
+import gc
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -41,6 +48,40 @@ def _processor() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def peak_of(call: Callable[[], Any]) -> tuple[Any, int | None]:
+    """Returns what a function returns, and how far it raised the peak of resident memory, in bytes.
+
+    The rise is None where the system does not tell it (it is Linux that does).
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)  # what is free would be used again, unseen
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = _resident("VmRSS")
+    except OSError:
+        return call(), None
+    result = call()
+    return result, _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    status = pathlib.Path("/proc/self/status")
+    for line in status.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{status} has no line {field!r}")
+
+
+def in_fresh_process(module: str, arguments: list[str], what: str) -> dict:
+    """Runs `python -m module` and returns its last line of output, which is JSON."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring {what} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

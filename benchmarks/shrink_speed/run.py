@@ -17,8 +17,6 @@ import math
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -27,13 +25,11 @@ import keras
 import numpy as np
 
 import keras_compaware as kc
-from benchmarks.common import environment, table, write_results
+from benchmarks.common import environment, in_fresh_process, peak_of, table, write_results
 
 MODELS = ("ResNet50", "ResNet152")
 OPERATIONS = ("analysis", "shrink", "clone and copy")
 CLOCKS = ("wall", "cpu")
-_STATUS = pathlib.Path("/proc/self/status")
-_CLEAR = pathlib.Path("/proc/self/clear_refs")
 
 
 def build(name: str) -> keras.Model:
@@ -106,10 +102,7 @@ def memory(name: str, share: float) -> dict:
     kc.shrink(warm, {"a": [0, 1]})
     model = build(name)
     keep = kept(model, share)
-    gc.collect()
-    before = _reset_peak()
-    small = kc.shrink(model, keep)
-    extra = None if before is None else _resident("VmHWM") - before
+    small, extra = peak_of(lambda: kc.shrink(model, keep))
     return {
         "model": name,
         "bytes": _bytes(model),
@@ -118,34 +111,14 @@ def memory(name: str, share: float) -> dict:
     }
 
 
-def _reset_peak() -> int | None:
-    """Forgets the highest resident memory so far and returns the present one, in bytes."""
-    try:
-        _CLEAR.write_text("5", encoding="ascii")
-        return _resident("VmRSS")
-    except OSError:
-        return None
-
-
-def _resident(field: str) -> int:
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{_STATUS} has no line {field!r}")
-
-
 def _bytes(model: keras.Model) -> int:
     return sum(np.dtype(v.dtype).itemsize * math.prod(v.shape) for v in model.variables)
 
 
 def memory_elsewhere(name: str, share: float) -> dict:
     """As `memory`, in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.shrink_speed.run"]
-    command += [f"--memory_of={name}", f"--share={share}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    arguments = [f"--memory_of={name}", f"--share={share}"]
+    return in_fresh_process("benchmarks.shrink_speed.run", arguments, f"the memory of {name}")
 
 
 def summary(samples: list[dict], peaks: list[dict]) -> str:

@@ -14,8 +14,6 @@ needs tf_keras and tensorflow-model-optimization, in an environment of their own
 """
 
 import argparse
-import contextlib
-import ctypes
 import dataclasses
 import gc
 import importlib
@@ -23,8 +21,6 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,7 +33,7 @@ import numpy as np
 from keras import layers
 
 import keras_compaware as kc
-from benchmarks.common import environment, table, write_results
+from benchmarks.common import environment, in_fresh_process, peak_of, table, write_results
 from keras_compaware import data
 from keras_compaware._math import truncation
 from keras_compaware._math.backend import compiled
@@ -48,8 +44,6 @@ BACKENDS = ("tensorflow", "jax", "torch")
 SHAPES = ((512, 512), (1024, 1024), (2048, 2048), (4608, 512))
 DRIFT = 0.02  # of the norm, between two firings
 _TOOLKIT = ("tf_keras", "tensorflow_model_optimization")
-_STATUS = pathlib.Path("/proc/self/status")
-_CLEAR = pathlib.Path("/proc/self/clear_refs")
 
 
 def _everywhere(constraint, every: int) -> Callable:
@@ -463,39 +457,14 @@ def measure_memory(kind: str, size: int) -> dict:
         overwrite_by_code(target, compressor, previous)
     layer.kernel.assign(w.astype("float32"))
     del w
-    gc.collect()
-    before = _reset_peak()
-    overwrite_by_code(target, compressor, previous)
-    rise = None if before is None else _resident("VmHWM") - before
+    _, rise = peak_of(lambda: overwrite_by_code(target, compressor, previous))
     return {"kind": kind, "kernel_bytes": 4 * size * size, "peak_extra_bytes": rise}
-
-
-def _reset_peak() -> int | None:
-    """Forgets the highest resident memory so far and returns the present one, in bytes."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)  # what is free would be used again, unseen
-    try:
-        _CLEAR.write_text("5", encoding="ascii")
-        return _resident("VmRSS")
-    except OSError:
-        return None
-
-
-def _resident(field: str) -> int:
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{_STATUS} has no line {field!r}")
 
 
 def memory_elsewhere(kind: str, size: int) -> dict:
     """As `measure_memory`, in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.speed.run"]
-    command += [f"--memory_of={kind}", f"--memory_size={size}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"measuring the memory of {kind} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    arguments = [f"--memory_of={kind}", f"--memory_size={size}"]
+    return in_fresh_process("benchmarks.speed.run", arguments, f"the memory of {kind}")
 
 
 # ---- report -----------------------------------------------------------------------------------

@@ -1,32 +1,36 @@
 """Arguments that the choices of channels and of ranks have in common."""
 
+import math
 import re
 from collections.abc import Mapping
 
 from keras_compaware.base import check_number
 
 
-def checked_budget(owner, budget, kinds):
-    """Returns `(kind, fraction)` of a budget.
+def checked_budget(owner, budget, kinds, unbounded=(), name="budget"):
+    """Returns `(kind, limit)` of a budget: a fraction in (0, 1], or any number above 0.
 
     Args:
         owner: Name of the function, for messages.
         budget: Mapping with one entry.
         kinds: The keys that it may have.
+        unbounded: Those among them that are no fractions.
+        name: Name of the argument, for messages.
     """
     if not isinstance(budget, Mapping):
         raise TypeError(
-            f"{owner}: `budget` must be a mapping with one entry, such as "
+            f"{owner}: `{name}` must be a mapping with one entry, such as "
             f"{{'macs': 0.5}}. Received: {budget!r}."
         )
     if len(budget) != 1 or not set(budget) <= set(kinds):
         raise ValueError(
-            f"{owner}: `budget` must have exactly one of the keys "
+            f"{owner}: `{name}` must have exactly one of the keys "
             f"{', '.join(map(repr, kinds))}. Received: {dict(budget)!r}."
         )
-    ((kind, fraction),) = budget.items()
-    check_number(owner, f"budget[{kind!r}]", fraction, 0.0, 1.0, low_open=True)
-    return kind, fraction
+    ((kind, limit),) = budget.items()
+    most = math.inf if kind in unbounded else 1.0
+    check_number(owner, f"{name}[{kind!r}]", limit, 0.0, most, low_open=True)
+    return kind, limit
 
 
 def excluded_names(owner, exclude, names, what):

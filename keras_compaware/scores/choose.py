@@ -12,7 +12,7 @@ from keras_compaware.coupling import Keep, analyse
 from keras_compaware.scores import cost
 from keras_compaware.scores._arguments import checked_budget, excluded_names
 from keras_compaware.scores.from_weights import L1, L2, BatchNormScale, GeometricMedian, Random
-from keras_compaware.scores.score import ChannelScore, label_table, leave_out
+from keras_compaware.scores.score import ChannelScore, label_table, leave_out, shares_beyond
 
 _SCORES = {
     "l1": L1,
@@ -212,8 +212,7 @@ class Choices:
 
     def lost_energies(self, place):
         """Returns the share of the squared scores of a space that goes, by the number kept."""
-        beyond = np.append(np.cumsum(self._energies[place][::-1])[::-1], 0.0)
-        return beyond / (beyond[0] if beyond[0] > 0 else 1.0)
+        return shares_beyond(self._energies[place])
 
     def numbers(self, wanted):
         """Returns how many channels each space keeps, within the limits."""

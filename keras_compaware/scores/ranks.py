@@ -17,6 +17,7 @@ from keras_compaware.base import Target, check_choice, check_integer, check_numb
 from keras_compaware.compressors import LowRank
 from keras_compaware.kernels import check_where, find_targets, matches
 from keras_compaware.scores._arguments import checked_budget, excluded_names
+from keras_compaware.scores.score import shares_beyond
 
 _BUDGETS = ("params", "macs")
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -334,8 +335,7 @@ def lost_energies(target, split):
     values[values <= tolerance * values[:, :1]] = 0.0
     largest = values.max()
     energies = np.square(values / (largest if largest > 0 else 1.0)).sum(axis=0)
-    beyond = np.append(np.cumsum(energies[::-1])[::-1], 0.0)
-    return beyond / (beyond[0] if beyond[0] > 0 else 1.0)
+    return shares_beyond(energies)
 
 
 def _climb(ladders, limit):

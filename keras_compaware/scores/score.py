@@ -156,3 +156,9 @@ def label_table(analysis, spaces):
         space_of[labels] = place
         channel_of[labels] = channels
     return space_of, channel_of
+
+
+def shares_beyond(energies):
+    """Returns the shares of a sum that lie beyond its first 0, 1, ..., all terms; 0 of nothing."""
+    beyond = np.append(np.cumsum(energies[::-1])[::-1], 0.0)
+    return beyond / (beyond[0] if beyond[0] > 0 else 1.0)

@@ -14,13 +14,14 @@ import numpy as np
 
 from keras_compaware import export
 from keras_compaware._text import text_table
-from keras_compaware.base import AtEnd, check_choice, check_number
+from keras_compaware.base import AtEnd, check_choice
 from keras_compaware.compaction import CompactResult, compact, shrink
 from keras_compaware.compressors import GroupPruning, LowRank
 from keras_compaware.recipe import Recipe, compress
 from keras_compaware.rules import Rule
+from keras_compaware.scores._arguments import checked_budget
 from keras_compaware.search.groups import CHANNELS, Group, Groups, JointCost
-from keras_compaware.search.sensitivities import Sensitivity, sensitivity
+from keras_compaware.search.sensitivities import Sensitivity, measure_groups
 
 _FRACTIONS = ("params", "macs")
 _MEASURED = {"bytes": "params", "latency_ms": "macs"}
@@ -203,7 +204,8 @@ def fit_budget(
     >>> measure.macs(model), measure.macs(found.apply(model).model)
     (160, 80)
     """
-    kind, limit = _checked_target(target)
+    kinds = (*_FRACTIONS, *_MEASURED)
+    kind, limit = checked_budget("fit_budget", target, kinds, unbounded=_MEASURED, name="target")
     options = {
         "score": score,
         "channels": channels,
@@ -215,14 +217,14 @@ def fit_budget(
     solve = solver if callable(solver) else _SOLVERS.get(solver)
     if solve is None:
         check_choice("fit_budget", "solver", solver, tuple(_SOLVERS))
-    if measured is None:
-        measured = sensitivity(model, data, **options, **arguments)
-    elif arguments:
+    if measured is not None and arguments:
         raise TypeError(
             f"fit_budget: {', '.join(arguments)} would be for measuring the sensitivity, which is "
             "given by `measured`."
         )
     groups = Groups(model, **options)
+    if measured is None:
+        measured = measure_groups(model, data, groups, **arguments)
     losses = [measured.losses(group) for group in groups.all]
 
     def allocation(kind, fraction):
@@ -233,24 +235,6 @@ def fit_budget(
     if kind in _FRACTIONS:
         return allocation(kind, limit)
     return _by_measuring(model, allocation, kind, limit)
-
-
-def _checked_target(target):
-    kinds = (*_FRACTIONS, *_MEASURED)
-    if not isinstance(target, Mapping):
-        raise TypeError(
-            "fit_budget: `target` must be a mapping with one entry, such as {'macs': 0.5}. "
-            f"Received: {target!r}."
-        )
-    if len(target) != 1 or not set(target) <= set(kinds):
-        raise ValueError(
-            f"fit_budget: `target` must have exactly one of the keys "
-            f"{', '.join(map(repr, kinds))}. Received: {dict(target)!r}."
-        )
-    ((kind, limit),) = target.items()
-    most = 1.0 if kind in _FRACTIONS else math.inf
-    check_number("fit_budget", f"target[{kind!r}]", limit, 0.0, most, low_open=True)
-    return kind, limit
 
 
 def _allocation(model, groups, losses, amounts, target, allow_inexact):

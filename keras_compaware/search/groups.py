@@ -63,6 +63,7 @@ class Groups:
 
     def __init__(self, model, score, channels, ranks, round_to, exclude, allow_inexact):
         check_integer("fit_budget", "round_to", round_to, 1)
+        self.allow_inexact = allow_inexact
         self.analysis = analyse(model, allow_inexact)
         spaces = [space.name for space in self.analysis.spaces.free]
         targets = splittable_kernels(model)
@@ -133,18 +134,16 @@ class JointCost:
         of_space, of_kernel = collections.defaultdict(set), collections.defaultdict(set)
         places = {id(target.variables[0]): place for place, target in enumerate(kernels)}
         for number, term in enumerate(cost.terms):
-            axes = []
-            for axis, ids in term.axes.items():
+            for ids in term.axes.values():
                 if id(ids) not in self._tables:
-                    self._tables[id(ids)] = (ids, *choices.table(ids))
-                axes.append((axis, id(ids)))
-                for space in self._tables[id(ids)][2]:
+                    self._tables[id(ids)] = choices.table(ids)
+                for space in self._tables[id(ids)][1]:
                     of_space[space].add(number)
             kernel = places.get(id(term.variable))
             if kernel is not None:
                 of_kernel[kernel].add(number)
             outputs = () if kernel is None else kernels[kernel].axes.outputs
-            self._terms.append((term, axes, kernel, outputs))
+            self._terms.append((term, kernel, outputs))
         self._touched = [
             sorted((of_space if group.kind == CHANNELS else of_kernel)[group.place])
             for group in groups
@@ -185,15 +184,14 @@ class JointCost:
         return before
 
     def _value(self, number):
-        term, axes, kernel, outputs = self._terms[number]
-        sizes = list(term.variable.shape)
-        for axis, key in axes:
-            _, constant, tables = self._tables[key]
-            sizes[axis] = constant + sum(
-                int(table[self._numbers[space]]) for space, table in tables.items()
-            )
+        term, kernel, outputs = self._terms[number]
+        sizes = term.sizes(self._count)
         entries = math.prod(sizes)
         if kernel is not None and entries:
             columns = math.prod(sizes[axis] for axis in outputs)
             entries = min(entries, int(self._ranks[kernel]) * (entries // columns + columns))
         return term.factor * entries
+
+    def _count(self, ids):
+        constant, tables = self._tables[id(ids)]  # the terms keep `ids` alive
+        return constant + sum(int(table[self._numbers[space]]) for space, table in tables.items())

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -168,17 +167,41 @@ def sensitivity(
     >>> sensitivity(model, [np.eye(4)], ranks=False).channels  # 1 of 3^2 + 1^2 is lost
     {'hidden': {1: 0.105...}}
     """
+    groups = Groups(model, score, channels, ranks, round_to, exclude, allow_inexact)
+    return measure_groups(
+        model,
+        data,
+        groups,
+        loss=loss,
+        steps=steps,
+        num_batches=num_batches,
+        cache=cache,
+        verbose=verbose,
+    )
+
+
+def measure_groups(
+    model: keras.Model,
+    data: Iterable | None,
+    groups: Groups,
+    *,
+    loss: str | Callable | None = None,
+    steps: int = 8,
+    num_batches: int | None = None,
+    cache: PathLike | None = None,
+    verbose: int = 0,
+) -> Sensitivity:
+    """As `sensitivity`, for groups that are found already: scores may cost much."""
     check_integer("sensitivity", "steps", steps, 1)
     check_integer("sensitivity", "num_batches", num_batches, 1, optional=True)
     if data is None and loss is not None:
         raise ValueError("sensitivity: a `loss` needs `data`, an iterable of batches (x, y).")
-    groups = Groups(model, score, channels, ranks, round_to, exclude, allow_inexact)
     if data is None:
         measured = _FromWeights(groups)
     else:
         if isinstance(loss, str):
             loss = keras.losses.get(loss)
-        measured = _Measured(model, groups, allow_inexact, _kept(model, data, num_batches), loss)
+        measured = _Measured(model, groups, _kept(model, data, num_batches), loss)
     points = [(group, n) for group in groups.all for n in _some(group, steps)]
     key = _fingerprint(measured, points) if cache is not None else ""
     known = _known(cache, key)
@@ -228,7 +251,7 @@ def _remembered(known, cache, key, identity, compute):
             )
         if cache is not None:
             record = {"id": identity, "status": "done", "key": key, "loss": value}
-            ResultsFile(pathlib.Path(cache)).append(record)
+            ResultsFile(cache).append(record)
         known[identity] = value
     return known[identity]
 
@@ -261,12 +284,12 @@ def _kept(model, data, num_batches):
 class _Measured:
     """Losses on data, of a copy of the model that is changed and restored."""
 
-    def __init__(self, model, groups, allow_inexact, kept, loss):
+    def __init__(self, model, groups, kept, loss):
         self._copy = copy_model(model)
         self._groups = groups
         self._data = kept
         self._loss = loss
-        spaces = channel_spaces(self._copy, allow_inexact)
+        spaces = channel_spaces(self._copy, groups.allow_inexact)
         self._spaces = {space.name: space for space in spaces}
         self._kernels = {target.name: target for target in find_targets(self._copy)[0]}
         if loss is None:
