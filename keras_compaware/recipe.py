@@ -29,7 +29,7 @@ from keras_compaware.rules import (
 )
 from keras_compaware.training import CompressionCallback, CompressionOptimizer
 from keras_compaware.training.callback import bind_optimizer
-from keras_compaware.training.firing import overwrite
+from keras_compaware.training.firing import apply, constrained
 from keras_compaware.training.optimizer import acts_in_step, holds
 
 _REGULARIZER_ARGUMENT = {
@@ -428,7 +428,7 @@ def compress(model, recipe):
     for assignment, compressor in recipe._final(copy):
         target = assignment.target
         done.update(id(variable) for variable in target.variables)
-        overwrite(target, compressor.settle(target.read(), target.axes))
+        apply([constrained(target, compressor.settle(target.read(), target.axes))])
     if not done:
         raise ValueError(
             f"compress: {recipe!r} has no compressor for any kernel; proximal maps and penalties "

@@ -37,7 +37,7 @@ from benchmarks.common import environment, in_fresh_process, peak_of, table, wri
 from keras_compaware import data
 from keras_compaware._math import truncation
 from keras_compaware._math.backend import compiled
-from keras_compaware.training.firing import overwrite_by_code
+from keras_compaware.training.firing import apply, encoded
 
 PARTS = ("steps", "decompositions", "ramp", "memory")
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -442,7 +442,7 @@ def measure_memory(kind: str, size: int) -> dict:
     values = None if kind == "svd" else spectra(size)["exponential"]
     layer.kernel.assign(kernel((size, size), values))
     compressor = kc.LowRank(rank=max(1, size // 10))
-    _, code = overwrite_by_code(target, compressor)
+    ((_, code),) = apply([encoded(target, compressor)])
     random = np.random.default_rng(1)
     w = keras.ops.convert_to_numpy(layer.kernel.value)
     if kind == "svd":
@@ -454,10 +454,10 @@ def measure_memory(kind: str, size: int) -> dict:
         w = kernel((size, size), values, seed=2)
     previous = code if kind == "warm" else None
     if previous is not None:
-        overwrite_by_code(target, compressor, previous)
+        apply([encoded(target, compressor, previous)])
     layer.kernel.assign(w.astype("float32"))
     del w
-    _, rise = peak_of(lambda: overwrite_by_code(target, compressor, previous))
+    _, rise = peak_of(lambda: apply([encoded(target, compressor, previous)]))
     return {"kind": kind, "kernel_bytes": 4 * size * size, "peak_extra_bytes": rise}
 
 

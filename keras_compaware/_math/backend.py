@@ -1,9 +1,12 @@
 """The one place that touches the active backend: compiling, selection, float32 products."""
 
 import contextlib
+import contextvars
 import functools
 
 import keras
+
+_IN_GRAPH_FUNCTION = contextvars.ContextVar("in_graph_function", default=False)
 
 
 def compiled(function):
@@ -37,7 +40,14 @@ def _graph_function(function):
     """A TensorFlow function that is traced once for each shape, whatever is passed in."""
     import tensorflow as tf
 
-    traced = tf.function(function, autograph=False, jit_compile=False)
+    def traceable(*args):
+        token = _IN_GRAPH_FUNCTION.set(True)
+        try:
+            return function(*args)
+        finally:
+            _IN_GRAPH_FUNCTION.reset(token)
+
+    traced = tf.function(traceable, autograph=False, jit_compile=False)
     concrete = {}
 
     def call(*args):
@@ -52,16 +62,45 @@ def _graph_function(function):
     return call
 
 
-def kth_largest(x, k):
-    """Returns the k-th largest of each row (stack, 1), for 0 < k <= number; None if not built in.
+def calls_cost_time():
+    """Whether calling a compiled function takes long beside the work on a small tensor.
 
-    PyTorch alone selects without sorting.
+    TensorFlow: some tenths of a millisecond each. JAX calls much faster; PyTorch compiles nothing.
     """
-    if keras.backend.backend() != "torch":
-        return None
-    import torch
+    return keras.backend.backend() == "tensorflow"
 
-    return torch.kthvalue(x, x.shape[-1] - int(k) + 1, dim=-1, keepdim=True).values
+
+def shapes_may_vary():
+    """Whether what is computed here may have shapes that depend on values.
+
+    PyTorch: always. TensorFlow: in `compiled` functions; XLA may compile a training step. JAX: no.
+    """
+    return keras.backend.backend() == "torch" or _IN_GRAPH_FUNCTION.get()
+
+
+def selects():
+    """Whether the k-th largest is found without sorting."""
+    return keras.backend.backend() == "torch"
+
+
+def picked(x, mask):
+    """Returns the entries where the mask is true, if `shapes_may_vary()`."""
+    if keras.backend.backend() == "torch":
+        return x[mask]
+    import tensorflow as tf
+
+    return tf.boolean_mask(x, mask)
+
+
+def kth_largest(x, k):
+    """Returns the k-th largest of each row (stack, 1), 0 < k <= number, if `shapes_may_vary()`."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.kthvalue(x, x.shape[-1] - int(k) + 1, dim=-1, keepdim=True).values
+    import tensorflow as tf
+
+    return tf.math.top_k(x, k).values[..., -1:]
 
 
 @contextlib.contextmanager

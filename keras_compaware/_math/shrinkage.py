@@ -6,7 +6,7 @@ sum of all but the largest; hard shrinkage is the limit of the latter as the thr
 
 from keras import ops
 
-from keras_compaware._math.backend import kth_largest
+from keras_compaware._math.backend import kth_largest, picked, selects, shapes_may_vary
 
 _FEW = 16
 _SAMPLE = 1024
@@ -35,7 +35,10 @@ def largest(magnitudes, keep):
         keep: Integer or integer scalar tensor (may be traced), clipped to [0, number].
     """
     number = magnitudes.shape[-1]
-    keep = ops.clip(ops.cast(keep, "int32"), 0, number)
+    if isinstance(keep, int):
+        keep = min(max(keep, 0), number)
+    else:
+        keep = ops.clip(ops.cast(keep, "int32"), 0, number)
     if number <= _FEW:
         return _num_ahead(magnitudes) < keep
     patterns, threshold, reached = _threshold(magnitudes, keep)
@@ -63,20 +66,58 @@ def _num_ahead(magnitudes):
 
 
 def _threshold(magnitudes, k):
-    """Separates the k largest of each row, by counting entries where the backend cannot select.
+    """Separates the k largest of each row.
 
-    Non-negative float32 numbers are ordered like their bit patterns. Every pass counts how many
-    entries reach a pattern between one that at least k reach and one that fewer reach: where the
-    counts at these two suggest the k-th largest, and half-way every third time. It ends where
-    exactly k entries of every row reach a pattern, or with that of the k-th largest.
+    Non-negative float32 numbers are ordered like their bit patterns. A sample suggests between
+    which two patterns the k-th largest lies; it is then looked for among the entries between them
+    where these can be picked out, else by counting.
 
     Returns:
         `(bit patterns (stack, number), thresholds (stack, 1), entries that reach them (stack, 1))`.
     """
     patterns = ops.view(magnitudes + 0.0, "int32")  # -0.0 + 0.0 = 0.0
+    stack, number = patterns.shape
+    if shapes_may_vary() and (stack * number <= _SORTED_AT_ONCE or (stack > 1 and selects())):
+        found = kth_largest(patterns, ops.maximum(k, 1))
+        return patterns, found, _num_reaching(patterns, found)
+    low, high = _bracket(patterns, k)
+    reached, beyond = _num_reaching(patterns, low), _num_reaching(patterns, high)
+    misses_low, misses_high = reached < k, beyond >= k
+    low, reached = ops.where(misses_low, 0, low), ops.where(misses_low, number, reached)
+    high, beyond = ops.where(misses_high, _ABOVE_ALL, high), ops.where(misses_high, 0, beyond)
+    if stack > 1 or not shapes_may_vary():
+        found, reached = _by_counting(patterns, k, low, high, reached, beyond)
+        return patterns, found, reached
+    between = picked(patterns, ops.logical_and(patterns >= low, patterns < high))[None]
+    missing, reached = ops.maximum(k - beyond, 1), reached - beyond
 
-    def reaching(threshold):
-        return ops.sum(ops.cast(patterns >= threshold, "int32"), axis=-1, keepdims=True)
+    def by_selection():
+        return kth_largest(between, ops.squeeze(missing))
+
+    def by_counting():
+        return _by_counting(between, missing, low, high, reached, ops.zeros_like(beyond))[0]
+
+    if selects():
+        found = by_selection()
+    else:
+        found = ops.cond(ops.shape(between)[1] <= 4 * _SORTED_AT_ONCE, by_selection, by_counting)
+    return patterns, found, _num_reaching(patterns, found)
+
+
+def _num_reaching(patterns, threshold):
+    return ops.sum(ops.cast(patterns >= threshold, "int32"), axis=-1, keepdims=True)
+
+
+def _by_counting(patterns, k, low, high, reached, beyond):
+    """Narrows brackets [low, high) of the k-th largest of each row, all (stack, 1).
+
+    Every pass counts how many entries reach a pattern in between: where the counts at the two ends
+    suggest the k-th largest, and half-way every third time. It ends where exactly k entries of
+    every row reach a pattern, or with that of the k-th largest.
+
+    Returns:
+        `(thresholds, entries that reach them)`.
+    """
 
     def goes_on(turn, low, high, reached, beyond):
         return ops.any(ops.logical_and(reached != k, high - low > 1))
@@ -86,23 +127,15 @@ def _threshold(magnitudes, k):
         share = ops.where(turn == 2, 0.5, share)
         middle = low + ops.cast(share * ops.cast(high - low, "float32"), "int32")
         middle = ops.maximum(ops.minimum(middle, high - 1), low + 1)
-        count = reaching(middle)
+        count = _num_reaching(patterns, middle)
         enough = count >= k
         low, reached = ops.where(enough, middle, low), ops.where(enough, count, reached)
         high, beyond = ops.where(enough, high, middle), ops.where(enough, beyond, count)
         return (turn + 1) % 3, low, high, reached, beyond
 
-    found = kth_largest(patterns, ops.maximum(k, 1))
-    if found is not None:
-        return patterns, found, reaching(found)
-    low, high = _bracket(patterns, k)
-    reached, beyond = reaching(low), reaching(high)
-    misses_low, misses_high = reached < k, beyond >= k
-    low, reached = ops.where(misses_low, 0, low), ops.where(misses_low, patterns.shape[-1], reached)
-    high, beyond = ops.where(misses_high, _ABOVE_ALL, high), ops.where(misses_high, 0, beyond)
     state = (ops.cast(0, "int32"), low, high, reached, beyond)
     _, low, _, reached, _ = ops.while_loop(goes_on, refine, state)
-    return patterns, low, reached
+    return low, reached
 
 
 def _bracket(patterns, k):

@@ -20,11 +20,13 @@ from keras_compaware.base import (
 from keras_compaware.kernels import find_targets
 from keras_compaware.layers.compressed import compressed_layers
 from keras_compaware.training.firing import (
+    apply,
+    constrained,
+    costs_less_together,
+    encoded,
     num_dead_channels,
-    overwrite,
-    overwrite_by_code,
-    prune,
-    shrink_towards,
+    pruned,
+    shrunk,
     sparsity_of,
 )
 from keras_compaware.training.optimizer import holds, step_optimizer
@@ -282,6 +284,7 @@ class CompressionCallback(keras.callbacks.Callback):
             for s in self._steerings
             if s.in_step
         ]
+        self._job_batches = _batches(self._jobs)
         self._finals = _final_compressors(assignments, self._wrappers, model)
 
     def _stop_waiting(self):
@@ -332,14 +335,13 @@ class CompressionCallback(keras.callbacks.Callback):
         self._known, self._batches = step, 0
         if self._has_proximal_jobs:
             self._learning_rate.note(step, rate)
-        due = [job for job in self._jobs if job.count(step) > job.fired]
+        due = [batch for batch in self._job_batches if batch[0].count(step) > batch[0].fired]
         if due:
             with self._firing(step) as changes:
-                for job in due:
-                    change = self._act(job, step)
-                    if change is not None:
-                        changes[job.target.name] = change
-                    job.fired = job.count(step)
+                for batch in due:
+                    changes |= self._act(batch, step)
+                    for job in batch:
+                        job.fired = job.count(step)
         if self._has_proximal_jobs:
             self._learning_rate.forget(min(map(self._applied_until, self._proximal_jobs())))
         self._next = min((job.next_due() for job in self._jobs), default=float("inf"))
@@ -360,14 +362,25 @@ class CompressionCallback(keras.callbacks.Callback):
             self.firings.append(firing)
             self._monitor.note(firing)
 
-    def _act(self, job, step):
-        """Fires a job; returns the `Change` of its target, or None if it is a layer."""
+    def _act(self, batch, step):
+        """Fires jobs at once; returns the `Change` of each target by name, of a layer none."""
+        if isinstance(batch[0].action, _LayerAction):
+            (job,) = batch
+            job.action.fire(job.target, step)
+            return {}
+        results = apply([self._rewrite(job, step) for job in batch], step)
+        for job, (_, code) in zip(batch, results, strict=True):
+            if code is not None:
+                self._previous[job.key] = code
+            if getattr(job.action, "hold", False):
+                self._engine.hold(job.target)
+        return {job.target.name: change for job, (change, _) in zip(batch, results, strict=True)}
+
+    def _rewrite(self, job, step):
+        """Returns the `Rewrite` that a job makes when it fires."""
         action, target = job.action, job.target
-        if isinstance(action, _LayerAction):
-            action.fire(target, step)
-            return None
         if isinstance(action, Proximal):
-            return self._shrink(job, step)
+            return self._shrunk(job, step)
         subject = self._settle(job.key, target, action.constraint)
         ramp = action.schedule
         # From the ramp's end on the constraint's own budget counts, exactly.
@@ -375,12 +388,8 @@ class CompressionCallback(keras.callbacks.Callback):
         job.subject = subject
         job.budget = ramp(step, getattr(subject, subject.budget)) if ramping else None
         if ramping:
-            change = overwrite(target, subject, job.budget, step)
-        else:
-            change = self._overwrite(job.key, target, subject, step)
-        if action.hold:
-            self._engine.hold(target)
-        return change
+            return constrained(target, subject, job.budget, step)
+        return self._constrained(job.key, target, subject, step)
 
     def _acts_in_step(self, target, action):
         return self._engine is not None and self._engine.handles(target, action)
@@ -392,18 +401,16 @@ class CompressionCallback(keras.callbacks.Callback):
         self._engine.steer(steering.action, steering.strength)
         if step >= steering.end:
             for target in steering.targets:
-                prune(target, steering.action.regularizer, steering.stays(target), step)
+                apply([pruned(target, steering.action.regularizer, steering.stays(target))], step)
             for target in steering.targets:  # some share weights
                 self._engine.hold(target)
 
-    def _overwrite(self, key, target, subject, step):
+    def _constrained(self, key, target, subject, step):
         if not getattr(subject, "warm_starts", False):
-            return overwrite(target, subject, step=step)
-        previous = self._previous.get(key)
-        change, self._previous[key] = overwrite_by_code(target, subject, previous, step)
-        return change
+            return constrained(target, subject, step=step)
+        return encoded(target, subject, self._previous.get(key))
 
-    def _shrink(self, job, step):
+    def _shrunk(self, job, step):
         action, target = job.action, job.target
         since = self._applied_until(job)
         last = step if action.end is None else min(step, action.end)
@@ -415,10 +422,10 @@ class CompressionCallback(keras.callbacks.Callback):
             steering.correct(step, since, self._learning_rate.summed)
             self._steered[steering.name] = steering.get_state()
             if step >= steering.end:
-                return prune(target, action.regularizer, steering.stays(target), step)
+                return pruned(target, action.regularizer, steering.stays(target))
             budget = steering.strength
         step_size = self._learning_rate.summed(since, last)
-        return shrink_towards(target, action.regularizer, step_size, budget, step)
+        return shrunk(target, action.regularizer, step_size, budget)
 
     def _proximal_jobs(self):
         return [job for job in self._jobs if isinstance(job.action, Proximal)]
@@ -441,7 +448,7 @@ class CompressionCallback(keras.callbacks.Callback):
             for job in self._proximal_jobs():
                 last = step if job.end is None else min(step, job.end)
                 if last > self._applied_until(job):
-                    changes[job.target.name] = self._shrink(job, step)
+                    changes |= self._act([job], step)
             for target, compressors in self._finals:
                 changes[target.name] = self._compress_finally(target, compressors, step)
             for wrapper in self._wrappers:
@@ -457,9 +464,13 @@ class CompressionCallback(keras.callbacks.Callback):
         compressor = members[0] if len(members) == 1 else Chain(members)
         self.compressors[target.name] = compressor
         if compressor.repeats:
-            return self._overwrite(keys[0], target, compressor, step)
-        previous = self._previous.get(keys[0]) if len(members) == 1 else None
-        change, self.codes[target.name] = overwrite_by_code(target, compressor, previous, step)
+            rewrite = self._constrained(keys[0], target, compressor, step)
+        else:
+            previous = self._previous.get(keys[0]) if len(members) == 1 else None
+            rewrite = encoded(target, compressor, previous)
+        ((change, code),) = apply([rewrite], step)
+        if not compressor.repeats:
+            self.codes[target.name] = code
         return change
 
     def _refuse_callbacks_that_undo(self, callbacks):
@@ -653,6 +664,29 @@ class _Job:
         if self.end is None or due <= self.end:
             return due
         return self.end if self.fired < self.count(self.end) else float("inf")
+
+
+def _batches(jobs):
+    """Splits jobs, in order, into lists of those that fire together, applied by one call."""
+    batches = []
+    for job in jobs:
+        if not (batches and _join(batches[-1], job)):
+            batches.append([])
+        batches[-1].append(job)
+    return batches
+
+
+def _join(batch, job):
+    """Whether a job always fires when others do, and may be applied in one call with them."""
+    jobs = [*batch, job]
+    actions = {(type(job.action), job.begin, job.end, job.every) for job in jobs}
+    if len(actions) > 1 or any(isinstance(job.action, _LayerAction) for job in jobs):
+        return False
+    if any(getattr(getattr(job.action, "constraint", None), "is_random", False) for job in jobs):
+        return False
+    variables = [id(variable) for job in jobs for variable in job.target.variables]
+    disjoint = len(set(variables)) == len(variables)
+    return disjoint and costs_less_together([job.target for job in jobs])
 
 
 class _LearningRate:

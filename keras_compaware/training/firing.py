@@ -1,18 +1,20 @@
-"""Applying one map to one target, compiled and checked."""
+"""Applying maps to targets, compiled and checked; small targets in one call."""
 
 import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_compaware._math.backend import compiled
-from keras_compaware.base import Compressor, Perturbation
+from keras_compaware._math.backend import calls_cost_time, compiled
+from keras_compaware.base import Compressor, Perturbation, Target
 
 _PART, _PARTS = 2**20, 16
+_TOGETHER = 2**18  # entries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,50 +30,107 @@ class Change:
     sparsity: float
 
 
-def overwrite(target, constraint, budget=None, step=0):
-    """Overwrites a target by its constrained value; returns the `Change`.
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """A map with what it is applied to, ready to be computed and written by `apply`.
 
-    Raises:
-        FloatingPointError: If the target holds NaN or infinity; nothing is written then.
+    Args:
+        target: The target.
+        function: Returns `(new value, [distortion, sparsity], arrays of a code or ())`.
+        arguments: Its arguments: tensors, in nested structures.
+        code: A list that holds the layout of the code, once `function` was traced; or None.
+        is_traced: Whether the function may be compiled.
+    """
+
+    target: Target
+    function: Callable
+    arguments: tuple
+    code: list | None = None
+    is_traced: bool = True
+
+
+def constrained(target, constraint, budget=None, step=0):
+    """Returns the `Rewrite` of a target by its constrained value.
+
+    Args:
+        target: The target.
+        constraint: A compressor, perturbation, or Keras constraint.
+        budget: In place of the constraint's own, from a ramp, or None.
+        step: Optimizer step, to which the numbers of a random perturbation belong.
     """
     if isinstance(constraint, Perturbation) and constraint.is_random:
         key = zlib.crc32(f"{step} {target.name}".encode())
-        before = ops.stop_gradient(target.read())
-        after = constraint(before, axes=target.axes, budget=budget, key=key)
-        return _write(target, step, *_measured(before, after))
+
+        def perturbed(w):
+            return *_measured(w, constraint(w, axes=target.axes, budget=budget, key=key)), ()
+
+        return Rewrite(target, perturbed, (target.read(),), is_traced=False)
     function = _constrained(constraint, target.axes, budget is not None)
     arguments = (target.read(),) if budget is None else (target.read(), _scalar(budget))
-    return _write(target, step, *function(*arguments))
+    return Rewrite(target, function, arguments)
 
 
-def overwrite_by_code(target, compressor, previous=None, step=0):
-    """Overwrites a target by its decoded code; returns `(change, code)`.
+def encoded(target, compressor, previous=None):
+    """Returns the `Rewrite` of a target by its decoded code.
 
     Args:
         target: The target.
         compressor: A compressor.
         previous: The code of an earlier call, from which an iterative fit starts, or None.
-        step: Optimizer step, for messages.
     """
     layout, cold, warm = _encoding(compressor, target.axes, target.shape, target.dtype)
-    w = target.read()
-    after, measured, arrays = cold(w) if previous is None else warm(w, previous.arrays())
-    return _write(target, step, after, measured), layout[0].with_arrays(arrays)
+    if previous is None:
+        return Rewrite(target, cold, (target.read(),), layout)
+    return Rewrite(target, warm, (target.read(), previous.arrays()), layout)
 
 
-def shrink_towards(target, regularizer, step_size, budget=None, step=0):
-    """Overwrites a target by the regularizer's proximal map; returns the `Change`."""
+def shrunk(target, regularizer, step_size, budget=None):
+    """Returns the `Rewrite` of a target by the regularizer's proximal map."""
     function = _proximal(regularizer, target.axes, budget is not None)
     arguments = (target.read(), _scalar(step_size))
     if budget is not None:
         arguments = (*arguments, _scalar(budget))
-    return _write(target, step, *function(*arguments))
+    return Rewrite(target, function, arguments)
 
 
-def prune(target, regularizer, stays, step=0):
-    """Sets the groups of a target to zero that do not stay; returns the `Change`."""
+def pruned(target, regularizer, stays):
+    """Returns the `Rewrite` of a target that sets its groups to zero that do not stay."""
     function = _pruned(regularizer, target.axes)
-    return _write(target, step, *function(target.read(), ops.convert_to_tensor(stays)))
+    return Rewrite(target, function, (target.read(), ops.convert_to_tensor(stays)))
+
+
+def apply(rewrites, step=0):
+    """Computes rewrites of targets that share no weights, all in one call, and writes them.
+
+    Args:
+        rewrites: List of `Rewrite`; one that is not traced stands alone.
+        step: Optimizer step, for messages.
+
+    Returns:
+        `[(Change, Code or None), ...]`.
+
+    Raises:
+        FloatingPointError: If a target holds NaN or infinity; nothing is written then.
+    """
+    functions = tuple(rewrite.function for rewrite in rewrites)
+    together = _together(functions) if rewrites[0].is_traced else functools.partial(_all, functions)
+    values, measured, arrays = together(*(rewrite.arguments for rewrite in rewrites))
+    measured = keras.ops.convert_to_numpy(measured)
+    changes = [
+        _change(rewrite.target, step, row) for rewrite, row in zip(rewrites, measured, strict=True)
+    ]
+    for rewrite, value in zip(rewrites, values, strict=True):
+        rewrite.target.write(value)
+    codes = [
+        None if rewrite.code is None else rewrite.code[0].with_arrays(found)
+        for rewrite, found in zip(rewrites, arrays, strict=True)
+    ]
+    return list(zip(changes, codes, strict=True))
+
+
+def costs_less_together(targets):
+    """Whether one call for all these targets costs less than one for each, and little memory."""
+    return calls_cost_time() and sum(target.num_parameters for target in targets) <= _TOGETHER
 
 
 def sparsity_of(target, step=0):
@@ -95,14 +154,19 @@ def _rows_of_zeros():
     return compiled(lambda w: ops.sum(ops.cast(ops.all(ops.equal(w, 0), axis=1), "int32")))
 
 
-def _write(target, step, value, measured):
-    change = _change(target, step, measured)
-    target.write(value)
-    return change
+def _all(functions, *arguments):
+    results = [function(*given) for function, given in zip(functions, arguments, strict=True)]
+    values, measured, arrays = zip(*results, strict=True)
+    return values, ops.stack(measured), arrays
+
+
+@functools.lru_cache(maxsize=256)
+def _together(functions):
+    return compiled(functools.partial(_all, functions))
 
 
 def _change(target, step, measured):
-    distortion, sparsity = (float(x) for x in keras.ops.convert_to_numpy(measured))
+    distortion, sparsity = map(float, measured)
     if not np.isfinite(distortion):
         raise FloatingPointError(
             f"The weights '{target.name}' hold NaN or infinity at optimizer step {step}, so they "
@@ -119,10 +183,10 @@ def _scalar(value):
 @functools.lru_cache(maxsize=256)
 def _constrained(constraint, axes, with_budget):
     if not isinstance(constraint, (Compressor, Perturbation)):
-        return compiled(lambda w: _measured(w, constraint(w)))
+        return lambda w: (*_measured(w, constraint(w)), ())
     if with_budget:
-        return compiled(lambda w, budget: _measured(w, constraint(w, axes=axes, budget=budget)))
-    return compiled(lambda w: _measured(w, constraint(w, axes=axes)))
+        return lambda w, budget: (*_measured(w, constraint(w, axes=axes, budget=budget)), ())
+    return lambda w: (*_measured(w, constraint(w, axes=axes)), ())
 
 
 @functools.lru_cache(maxsize=256)
@@ -140,27 +204,25 @@ def _encoding(compressor, axes, shape, dtype):
     def encoded_from(w, arrays):
         return encoded(w, layout[0].with_arrays(arrays))
 
-    return layout, compiled(encoded), compiled(encoded_from)
+    return layout, encoded, encoded_from
 
 
 @functools.lru_cache(maxsize=256)
 def _proximal(regularizer, axes, with_budget):
     if with_budget:
-        return compiled(
-            lambda w, step, budget: _measured(w, regularizer.prox(w, step, axes, budget))
-        )
-    return compiled(lambda w, step: _measured(w, regularizer.prox(w, step, axes)))
+        return lambda w, step, budget: (*_measured(w, regularizer.prox(w, step, axes, budget)), ())
+    return lambda w, step: (*_measured(w, regularizer.prox(w, step, axes)), ())
 
 
 @functools.lru_cache(maxsize=256)
 def _pruned(regularizer, axes):
-    return compiled(lambda w, stays: _measured(w, regularizer.prune(w, stays, axes)))
+    return lambda w, stays: (*_measured(w, regularizer.prune(w, stays, axes)), ())
 
 
 def _measured(before, after):
     """Returns `(after, [distortion, sparsity])`: NaN if `before` holds one or infinity."""
     parts = list(zip(_parts(before), _parts(after), strict=True))
-    size = ops.max(ops.stack([ops.max(ops.abs(old)) for old, _ in parts]))
+    size = functools.reduce(ops.maximum, (ops.max(ops.abs(old)) for old, _ in parts))
     unit = ops.where(size > 0, size, 1.0)
     moved = ops.sqrt(sum(ops.sum(ops.square((new - old) / unit)) for old, new in parts))
     norm = ops.sqrt(sum(ops.sum(ops.square(old / unit)) for old, _ in parts))
@@ -172,6 +234,8 @@ def _measured(before, after):
 def _parts(w):
     """The entries in slices, so that what is computed of them is small beside a large kernel."""
     number = math.prod(w.shape)
+    if number <= _PART:
+        return [ops.cast(w, "float32")]
     size = max(_PART, -(-number // _PARTS))
     flat = ops.reshape(w, (number,))
     slices = (flat[begin : begin + size] for begin in range(0, number, size))

@@ -56,6 +56,30 @@ def test_many_entries():
         np.testing.assert_array_equal(largest(magnitudes, keep), by_sorting(magnitudes, keep))
 
 
+def rows_of_one():
+    random = np.random.default_rng(0)
+    values = np.abs(random.normal(size=(1, 60_000))).astype("float32")
+    missed = values.copy()
+    missed[:, ::57] = 9.0  # where a sample of 1024 looks
+    return {
+        "continuous": values,
+        "a gap": values * (values > 1),
+        "ties": np.round(values, 1),
+        "equal": np.ones_like(values),
+        "ascending": np.sort(values, axis=-1),
+        "missed by the sample": missed,
+    }
+
+
+@pytest.mark.parametrize("label", rows_of_one())
+def test_one_long_row(label):
+    row = rows_of_one()[label]
+    select = compiled(shrinkage.largest)
+    for keep in (0, 1, 3_000, 30_000, 59_999, 60_000):
+        mask = select(ops.convert_to_tensor(row), ops.convert_to_tensor(keep))
+        np.testing.assert_array_equal(ops.convert_to_numpy(mask), by_sorting(row, keep))
+
+
 def test_soft_shrinkage():
     magnitudes = np.array([[3, 1, 0.5, 2]], "float32")
 

@@ -1,6 +1,7 @@
 """When the callback fires, and that what it writes is what training goes on with."""
 
 import json
+from unittest import mock
 
 import keras
 import numpy as np
@@ -26,7 +27,7 @@ from keras_compaware import (
     WeightNoise,
     find_targets,
 )
-from keras_compaware.training.firing import overwrite
+from keras_compaware.training.firing import apply, constrained
 
 BACKEND = keras.backend.backend()
 BATCH, BATCHES = 4, 7  # 26 examples: the last batch of an epoch has two
@@ -105,6 +106,52 @@ def test_fires_after_every_nth_optimizer_step(every):
     assert [firing.step for firing in callback.firings if firing.final] == [21]
     np.testing.assert_allclose(kernel(model), descend(before, expected), atol=1e-5)
     assert num_zeros(kernel(model)) == 9
+
+
+def together(model, recipe):
+    """Names of the targets that each call of a firing rewrites, and the callback."""
+    from keras_compaware.training import callback as module
+
+    calls = []
+
+    def recorded(rewrites, step=0):
+        calls.append([rewrite.target.name.split("/")[0] for rewrite in rewrites])
+        return apply(rewrites, step)
+
+    callbacks = recipe.callbacks(model)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    x = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
+    with mock.patch.object(module, "apply", recorded):
+        model.fit(x, x[:, :2], batch_size=8, verbose=0, shuffle=False, callbacks=callbacks)
+    return calls
+
+
+def three_layers():
+    layers = [keras.layers.Dense(n, name=name) for n, name in ((5, "a"), (4, "b"), (2, "c"))]
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+@pytest.mark.tensorflow
+def test_small_kernels_that_fire_together_are_rewritten_by_one_call():
+    pruning = MagnitudePruning(0.5)
+    everywhere = Recipe([Rule("", Every(2, pruning))])
+    assert together(three_layers(), everywhere) == [["a", "b", "c"], ["a"], ["b"], ["c"]]
+    apart = Recipe([Rule("a|b", Every(2, pruning)), Rule("c", Every(1, pruning))])
+    assert together(three_layers(), apart)[:4] == [["c"], ["a", "b"], ["c"], ["c"]]
+
+
+@pytest.mark.tensorflow
+def test_one_call_does_what_several_do(monkeypatch):
+    from keras_compaware.training import firing
+
+    models = three_layers(), three_layers()
+    models[1].set_weights(models[0].get_weights())
+    recipe = Recipe([Rule("", Every(1, LowRank(rank=1)))])
+    assert ["a", "b", "c"] in together(models[0], recipe)
+    monkeypatch.setattr(firing, "_TOGETHER", 0)
+    assert ["a", "b", "c"] not in together(models[1], recipe)
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_without_a_firing_training_is_untouched():
@@ -528,7 +575,7 @@ def test_weights_that_are_not_finite_are_left_alone(bad, compressor):
     model.layers[0].kernel.assign(w)
     (target,), _ = find_targets(model)
     with pytest.raises(FloatingPointError, match="only/kernel"):
-        overwrite(target, compressor)
+        apply([constrained(target, compressor)])
     np.testing.assert_array_equal(kernel(model), w)
 
 
@@ -673,14 +720,15 @@ def test_penalty_needs_no_callback_but_is_checked():
 def test_iterative_fits_start_from_the_last_code_of_the_epoch(monkeypatch):
     from keras_compaware.training import callback as module
 
-    fits, overwrite_by_code = [], module.overwrite_by_code
-
-    def recorded(target, compressor, previous, step):
-        fits.append((step, previous is not None))
-        return overwrite_by_code(target, compressor, previous, step)
-
-    monkeypatch.setattr(module, "overwrite_by_code", recorded)
+    fits, encoded = [], module.encoded
     model = linear()
+
+    def recorded(target, compressor, previous):
+        step = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+        fits.append((step, previous is not None))
+        return encoded(target, compressor, previous)
+
+    monkeypatch.setattr(module, "encoded", recorded)
     clustering = WeightClustering(4)
     fit(model, [OccasionalCompression(clustering, every=3, where="only")], epochs=2)
     # 7 steps each: a new epoch starts anew, the end of training goes on
