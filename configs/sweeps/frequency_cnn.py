@@ -3,7 +3,7 @@
   KERAS_BACKEND=jax python -m apps.sweep --config=configs/sweeps/frequency_cnn.py \\
       --workdir=runs/frequency_cnn --data_dir=DIR
 
-Every trial trains 20,000 steps of 64 images from scratch; all kernels but that of the output are
+Every trial trains 20,000 steps of 16 images from scratch; all kernels but that of the output are
 compressed. What is compared is the compressed network at the end, with batch-norm statistics
 estimated again.
 """
@@ -16,7 +16,7 @@ from configs import common
 def get_config():
     config = common.fashion_mnist("small_cnn")
     config.model_args = ConfigDict({"filters": (8, 16, 32), "units": 64})
-    config.batch_size = 64
+    config.batch_size = 16
     config.sweep = ConfigDict(sort_keys=False)
     config.sweep.families = common.frequency_families()
     config.sweep.every = [1, 10, 100, 200, 500, 1000]

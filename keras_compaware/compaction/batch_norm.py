@@ -1,6 +1,7 @@
 """Batch-normalisation statistics after kernels have been overwritten."""
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 
@@ -47,11 +48,7 @@ def recalibrate_batch_norm(model, data, steps=100, batch_size=128):
     """
     check_integer("recalibrate_batch_norm", "steps", steps, 1)
     check_integer("recalibrate_batch_norm", "batch_size", batch_size, 1)
-    layers = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
+    layers = _trained_layers(model)
     if not layers:
         return model
     with _averaging(layers) as set_momentum, _without_noise(model):
@@ -64,6 +61,34 @@ def recalibrate_batch_norm(model, data, steps=100, batch_size=128):
     if not number:
         raise ValueError("recalibrate_batch_norm: `data` yields no batch.")
     return model
+
+
+@contextlib.contextmanager
+def batch_statistics(model):
+    """Inside, batch normalisation uses the statistics of each batch, as in training; all else not.
+
+    Layers that are frozen keep their moving statistics, as in training too.
+    """
+    layers = _trained_layers(model)
+    try:
+        for layer in layers:
+            layer.call = functools.partial(_call_in_training, layer.call)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("call", None)
+
+
+def _call_in_training(call, inputs, training=None, mask=None):
+    return call(inputs, training=True, mask=mask)
+
+
+def _trained_layers(model):
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
 
 
 @contextlib.contextmanager

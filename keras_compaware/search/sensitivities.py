@@ -14,8 +14,10 @@ import numpy as np
 from keras import ops
 
 from keras_compaware._batches import batches, inputs_of
+from keras_compaware._math.backend import compiled
 from keras_compaware._text import text_table
 from keras_compaware.base import check_integer
+from keras_compaware.compaction.batch_norm import batch_statistics
 from keras_compaware.compaction.rebuild import copy_model
 from keras_compaware.compressors import LowRank
 from keras_compaware.coupling import channel_spaces
@@ -110,16 +112,16 @@ def sensitivity(
     One space or kernel is made smaller at a time, by about `steps` amounts, as in Li et al. (2017,
     section 3.2) for filters. Nothing is rebuilt: with fewer channels what reads the others is set
     to zero, which equals cutting them, and of a kernel the best approximation of that rank takes
-    the place. Training and batch-norm statistics stay as they are. All is done on a copy.
+    the place. Batch normalisation uses the statistics of each batch, of the changed model, as after
+    `recalibrate_batch_norm`: batches should hold some tens of examples. All is done on a copy.
 
     Without `loss` no labels are needed: what is measured is
 
         -log(1 - sum ||f'(x) - f(x)||^2 / sum ||f(x)||^2)
 
     over all outputs, f' being the changed model, and at most 6.9: what is nearly lost counts many
-    times, or a sum of losses would take one ruined layer for cheap. Batch normalisation keeps its
-    statistics, although they fit a changed model less well. Without `data` it is told from the
-    weights alone,
+    times, or a sum of losses would take one ruined layer for cheap. Without `data` it is told from
+    the weights alone,
 
         -log(energy kept),
 
@@ -138,7 +140,8 @@ def sensitivity(
         ranks: Whether to measure the kernels' ranks: of those that `choose_ranks` may factorise,
             "channel" split, without groups.
         steps: Integer of at least 1: how many amounts each is measured at. Default 8.
-        round_to: Integer of at least 1: all amounts are multiples of it. Default 1.
+        round_to: Integer of at least 1: all amounts are multiples of it, but numbers of heads of
+            attention. Default 1.
         exclude: Regular expression or a sequence of them, searched in the names of spaces and
             kernels: those are not measured.
         allow_inexact: As of `channel_spaces`.
@@ -286,6 +289,7 @@ class _Measured:
 
     def __init__(self, model, groups, kept, loss):
         self._copy = copy_model(model)
+        self._call = compiled(self._copy.stateless_call)
         self._groups = groups
         self._data = kept
         self._loss = loss
@@ -352,8 +356,13 @@ class _Measured:
         return [(target.variables[0], before)]
 
     def _outputs(self, x):
-        found = self._copy.predict_on_batch(x)
-        return [np.asarray(y, "float64") for y in keras.tree.flatten(found)]
+        return [np.asarray(y, "float64") for y in keras.tree.flatten(self._predicted(x))]
+
+    def _predicted(self, x):
+        weights = self._copy.trainable_variables, self._copy.non_trainable_variables
+        with batch_statistics(self._copy):
+            found, _ = self._call(*([v.value for v in of] for of in weights), x)
+        return keras.tree.map_structure(ops.convert_to_numpy, found)
 
     def _value(self):
         if self._loss is None:
@@ -365,7 +374,7 @@ class _Measured:
             return -math.log(max(1.0 - sum(changes) / self._size, _NEARLY_NOTHING))
         total, number = 0.0, 0
         for x, y in self._data:
-            found = self._loss(ops.convert_to_tensor(y), self._copy.predict_on_batch(x))
+            found = self._loss(ops.convert_to_tensor(y), self._predicted(x))
             size = len(keras.tree.flatten(y)[0])
             total += size * float(np.mean(ops.convert_to_numpy(found)))
             number += size

@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 import keras_compaware as kc
+from keras_compaware.compaction.rebuild import copy_model
 from keras_compaware.search import sensitivities
 from tests.coupling import networks
 from tests.coupling.helpers import inputs_of, outputs_of, randomise
@@ -19,11 +20,17 @@ def batches(model, number=2):
     return [inputs_of(model, seed) for seed in range(number)]
 
 
+def outputs_by_batch(model, x):
+    """What batch normalisation by the statistics of this very batch makes of it."""
+    copy = copy_model(model)
+    return outputs_of(kc.recalibrate_batch_norm(copy, [x]), x)
+
+
 def change(model, small, data):
     pairs = [
         (a, b)
         for x in data
-        for a, b in zip(outputs_of(small, x), outputs_of(model, x), strict=True)
+        for a, b in zip(outputs_by_batch(small, x), outputs_by_batch(model, x), strict=True)
     ]
     size = sum(np.sum(np.square(b.astype("float64"))) for _, b in pairs)
     share = sum(np.sum(np.square(a.astype("float64") - b)) for a, b in pairs) / size
@@ -60,6 +67,33 @@ def test_equals_what_the_smaller_model_does(make):
         rank, value = min(curve.items())
         small = kc.compress(model, kc.Recipe([kc.Rule(f"^{name}$", kc.AtEnd(kc.LowRank(rank)))]))
         assert value == pytest.approx(change(model, small, data), rel=1e-3)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_dropout_is_off():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(3, name="hidden"),
+            layers.BatchNormalization(name="norm"),
+            layers.Dropout(0.5),
+            layers.Dense(1, name="head"),
+        ]
+    )
+    randomise(model)
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    y = outputs_of(model, x)[0]
+    norm = model.get_layer("norm")
+
+    def baseline():
+        return kc.sensitivity(model, [(x, y)], loss="mse", ranks=False).baseline
+
+    norm.trainable = False
+    assert baseline() == pytest.approx(0, abs=1e-10)
+    norm.trainable = True
+    expected = np.mean(np.square(outputs_by_batch(model, x)[0] - y))
+    assert expected > 1e-3
+    assert baseline() == pytest.approx(expected, rel=1e-4)
+    assert "call" not in vars(norm)
 
 
 def classifier():
