@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_compaware.search.grid import BASELINES, Trial
@@ -184,8 +184,13 @@ def markdown(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str] | None
         _best_table(best, labels),
         _places(best),
         "All periods, test accuracy in %:",
-        _periods_table(rows, labels),
+        _periods_table(rows, labels, _cell),
     ]
+    if any(row["kind"] == "every" and row["distortion"] is not None for row in rows):
+        parts += [
+            "All periods, distortion of the last firing (||C(w) - w|| / ||w||, mean of kernels):",
+            _periods_table(rows, labels, _distortion),
+        ]
     dense = [row for row in rows if row["kind"] in ("dense", "dense_longer")]
     parts[0:0] = [
         f"{row['kind'].replace('_', ' ')}, {row['schedule']}: "
@@ -226,14 +231,18 @@ def _places(best: Sequence[Row]) -> str:
 _PLACES = {"best": "the best", "between": "between", "worst": "the worst"}
 
 
-def _periods_table(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> str:
+def _periods_table(
+    rows: Sequence[Mapping[str, Any]],
+    labels: Mapping[str, str],
+    cell: Callable[[Mapping[str, Any] | None], str],
+) -> str:
     grid = [row for row in rows if row["kind"] == "every"]
     periods = sorted({row["every"] for row in grid})
     curves: dict[tuple, dict[int, Mapping[str, Any]]] = {}
     for row in grid:
         curves.setdefault((row["family"], row["budget"], row["schedule"]), {})[row["every"]] = row
     lines = [
-        [labels.get(family, family), budget, schedule, *(_cell(curve.get(n)) for n in periods)]
+        [labels.get(family, family), budget, schedule, *(cell(curve.get(n)) for n in periods)]
         for (family, budget, schedule), curve in curves.items()
     ]
     header = ["", "budget", "schedule", *(f"every {n}" for n in periods)]
@@ -245,6 +254,10 @@ def _cell(row: Mapping[str, Any] | None) -> str:
         return ""
     lost = [f"{row[status]} {status}" for status in ("diverged", "failed") if row[status]]
     return ", ".join(filter(None, [_percent(row["test"], row["test_std"]), *lost]))
+
+
+def _distortion(row: Mapping[str, Any] | None) -> str:
+    return "" if row is None or row["distortion"] is None else f"{row['distortion']:.3f}"
 
 
 def _percent(mean: float | None, deviation: float | None) -> str:

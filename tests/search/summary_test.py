@@ -155,6 +155,9 @@ def test_markdown_says_it_all():
     assert "Of 1 curves, period 1 is the best in 0, between in 1, the worst in 0." in text
     assert "| low rank | 1/4 | cosine | 72.00 ± 1.41 | 83.00 ± 2.83 | 1 diverged |" in text
     assert markdown(rows, {"low_rank": "low rank"}) == text
+    assert "distortion" not in text
+    known = aggregate([record(1, distortion=0.0), record(10, distortion=0.123456)])
+    assert "\n| low_rank | 1/4 | cosine | 0.000 | 0.123 |\n" in markdown(known)
 
 
 def test_markdown_without_a_result():
