@@ -42,17 +42,23 @@ NAMES = tuple(
     for name in LAYERS
     for attribute in (SEPARABLE if name.startswith("separable") else ("",))
 )
-# Blocks, batch axes, inputs last: for laws that are compiled and hardly depend on the layer.
-FEW = ("conv2d grouped", "depthwise conv2d", "conv2d transpose")
 # On JAX every operation is compiled anew for every shape, which takes minutes over all kernels; the
 # others are left to the slow tests there. The other backends run all of them.
-FAST_ON_JAX = (*FEW, "dense", "einsum merge", "einsum batch")
-EVERY = tuple(
-    pytest.param(name, marks=pytest.mark.slow)
-    if keras.backend.backend() == "jax" and name not in FAST_ON_JAX
-    else name
-    for name in NAMES
-)
+FAST_ON_JAX = ("conv2d grouped", "dense", "einsum batch")
+
+
+def _fast(names):
+    on_jax = keras.backend.backend() == "jax"
+    slow = pytest.mark.slow
+    return tuple(
+        pytest.param(name, marks=slow) if on_jax and name not in FAST_ON_JAX else name
+        for name in names
+    )
+
+
+# Blocks, batch axes, inputs last: for laws that are compiled and hardly depend on the layer.
+FEW = _fast(("conv2d grouped", "depthwise conv2d", "conv2d transpose"))
+EVERY = _fast(NAMES)
 
 
 @dataclasses.dataclass(frozen=True)
