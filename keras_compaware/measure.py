@@ -2,8 +2,8 @@
 
 A MAC is one multiplication with its addition; published "FLOPs" are sometimes MACs and sometimes
 twice as many. Counted are the products of the layers' kernels with their inputs and those of two
-activations with each other (attention). Biases, activations, normalisation, pooling, additions and
-table look-ups count 0, as in most published figures.
+activations with each other (attention). Biases, activations, normalisation, scales for every
+channel, pooling, additions and table look-ups count 0, as in most published figures.
 """
 
 import math
@@ -92,9 +92,10 @@ def macs_by_layer(model: keras.Model) -> dict[str, int | None]:
     """Counts the multiply-accumulates of one example, layer by layer.
 
     Known are the layers of Keras that multiply: dense, einsum, convolution (grouped, depthwise,
-    separable, transposed), recurrent, attention, `Dot`, the wrappers `Bidirectional` and
-    `TimeDistributed`, subclasses of all these, and the raw operations `ops.matmul` and
-    `ops.einsum`. Any other wrapper is taken to call its layer once on its own inputs.
+    separable, transposed), recurrent (convolutional ones as well), attention, `Dot`, the wrappers
+    `Bidirectional` and `TimeDistributed`, subclasses of all these, and the raw operations
+    `ops.matmul` and `ops.einsum`. Any other wrapper is taken to call its layer once on its own
+    inputs.
 
     Args:
         model: a built Sequential or functional model with fully defined input shapes (the batch
@@ -170,7 +171,7 @@ def layer_macs(call: _graph.Call) -> int | None:
                 raise
     if not isinstance(operation, keras.layers.Layer):
         return _raw_macs(call)
-    return None if operation.weights else 0
+    return None if operation.weights and not _only_scales(operation) else 0
 
 
 def file_bytes(path: PathLike) -> int:
@@ -298,6 +299,15 @@ def _cell_macs(cell: keras.layers.Layer, features: int) -> int | None:
     return None
 
 
+def _conv_lstm(call: _graph.Call) -> int:
+    # In every step, both kernels are used at every position of the state.
+    cell = call.operation.cell
+    batch, steps, *rest = call.inputs[0].shape
+    state, _ = cell.compute_output_shape((batch, *rest))
+    entries = math.prod(cell.kernel.shape) + math.prod(cell.recurrent_kernel.shape)
+    return steps * math.prod(state) // cell.filters * entries
+
+
 def _recurrent(call: _graph.Call) -> int | None:
     batch, steps, *_, features = call.inputs[0].shape
     count = _cell_macs(call.operation.cell, features)
@@ -384,6 +394,12 @@ def _dot(call: _graph.Call) -> int:
     return _size(left) * _size(right) // (left.shape[0] * left.shape[axis])
 
 
+def _only_scales(layer: keras.layers.Layer) -> bool:
+    """Whether it is the LayerScale of ConvNeXt, x * gamma, which Keras does not export."""
+    kind = type(layer)
+    return kind.__name__ == "LayerScale" and kind.__module__.split(".")[0] == "keras"
+
+
 def _raw_macs(call: _graph.Call) -> int:
     """MACs of a raw operation; Keras exports no classes for these, hence the names."""
     operation = call.operation
@@ -421,6 +437,7 @@ _RULES: list[tuple[tuple[type, ...], Callable[[_graph.Call], int | None]]] = [
     (_kinds("Dot"), _dot),
     (_kinds("Bidirectional"), _bidirectional),
     (_kinds("TimeDistributed"), _time_distributed),
+    (_kinds("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), _conv_lstm),
     (_kinds("RNN"), _recurrent),
     (_kinds("Wrapper"), _wrapper),
     (

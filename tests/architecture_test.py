@@ -71,7 +71,17 @@ INTERNAL: dict[str, set[str] | None] = {
         "_graph",
     },
     "rules": {"base", "kernels", "training", "_text"},
-    "export": {"base", "kernels", "layers", "measure", "_files", "_graph", "_math"},
+    "export": {
+        "base",
+        "compressors",
+        "kernels",
+        "layers",
+        "measure",
+        "_batches",
+        "_files",
+        "_graph",
+        "_math",
+    },
     "reporting": {"base", "measure", "_files"},
     "search": {
         "base",
@@ -85,6 +95,7 @@ INTERNAL: dict[str, set[str] | None] = {
         "rules",
         "scores",
         "_batches",
+        "_math",
         "_text",
     },
     "data": {"_files"},
@@ -97,9 +108,16 @@ INTERNAL: dict[str, set[str] | None] = {
 # The third-party packages of every unit, and what some units may import beyond them.
 CORE = {"keras", "numpy"}
 EXTERNAL: dict[str, set[str]] = {
-    "export": {"tensorflow", "ai_edge_litert", "ml_dtypes", "rich", "safetensors"},
+    "export": {
+        "tensorflow",
+        "ai_edge_litert",
+        "ai_edge_quantizer",
+        "ml_dtypes",
+        "rich",
+        "safetensors",
+    },
     "data": {"tensorflow", "tensorflow_datasets", "sklearn", "rich"},
-    "reporting": {"matplotlib", "rich"},
+    "reporting": {"matplotlib", "plotly", "rich"},
     "cli": {"tensorflow", "absl", "ml_collections", "rich"},
     "__main__": {f"{PACKAGE}_console"},  # the console command, which lies in apps/console
 }
@@ -109,8 +127,8 @@ EXTERNAL_OF_FILE: dict[str, set[str]] = {
 
 # Not installed with the core, hence imported only where they are used: inside a function.
 LAZY = {
-    *("tensorflow", "jax", "torch", "ai_edge_litert"),
-    *("tensorflow_datasets", "sklearn", "matplotlib"),
+    *("tensorflow", "jax", "torch", "ai_edge_litert", "ai_edge_quantizer"),
+    *("tensorflow_datasets", "sklearn", "matplotlib", "plotly", "keras_hub"),
 }
 
 # Outside the package: folder -> the only names that its files may import, the standard library
@@ -121,7 +139,7 @@ OUTSIDE: dict[str, set[str]] = {
     "apps/console": set(sys.stdlib_module_names),  # it imports a program by its name
     "configs": {"ml_collections", "configs.common", "__future__"},
     "benchmarks": {
-        *(PACKAGE, "benchmarks.common", "keras", "matplotlib", "numpy"),
+        *(PACKAGE, "benchmarks.common", "keras", "keras_hub", "matplotlib", "numpy"),
         *sys.stdlib_module_names,
     },
 }

@@ -97,7 +97,19 @@ CASES = {
     "prelu": (layers.PReLU(), [(6,)], 0),
     "unknown": (Unknown(), [(6,)], None),
     "wrapped unknown": (layers.TimeDistributed(Unknown()), [(4, 6)], None),
-    "conv lstm": (layers.ConvLSTM2D(2, 3), [(4, 6, 6, 3)], None),
+    # Steps, positions, the window, inputs and states, four gates.
+    "conv lstm": (layers.ConvLSTM2D(2, 3), [(4, 6, 6, 3)], 4 * 16 * 9 * (3 + 2) * 4 * 2),
+    "conv lstm strided": (
+        layers.ConvLSTM1D(2, 3, strides=2, padding="same", return_sequences=True),
+        [(4, 7, 5)],
+        4 * 4 * 3 * (5 + 2) * 4 * 2,
+    ),
+    "conv lstm 3d": (layers.ConvLSTM3D(2, 2), [(3, 3, 4, 5, 1)], 3 * 24 * 8 * (1 + 2) * 4 * 2),
+    "bidirectional conv lstm": (
+        layers.Bidirectional(layers.ConvLSTM1D(2, 3)),
+        [(4, 6, 3)],
+        2 * 4 * 4 * 3 * (3 + 2) * 4 * 2,
+    ),
 }
 
 
@@ -120,6 +132,21 @@ def test_macs_of_layers(name):
 def test_channels_first_counts_the_same(layer):
     last = type(layer).from_config({**layer.get_config(), "data_format": "channels_last"})
     assert single(layer, (5, 6, 7)) == single(last, (6, 7, 5))
+
+
+def test_conv_lstm_of_channels_first_counts_the_same():
+    first = layers.ConvLSTM2D(2, 3, data_format="channels_first")
+    last = layers.ConvLSTM2D(2, 3, data_format="channels_last")
+    assert single(first, (4, 3, 6, 7)) == single(last, (4, 6, 7, 3))
+
+
+def test_scales_of_conv_next_count_nothing_and_are_known():
+    model = keras.applications.ConvNeXtTiny(weights=None, input_shape=(32, 32, 3), classes=2)
+    scales = [layer.name for layer in model.layers if type(layer).__name__ == "LayerScale"]
+    counts = measure.macs_by_layer(model)
+    assert len(scales) == 18
+    assert {counts[name] for name in scales} == {0}
+    assert None not in counts.values()
 
 
 def test_dense_kernel_products_agree_with_the_kernel():

@@ -6,11 +6,14 @@ kept; and whether the smaller model computes what the whole one computes when no
 the channels that were removed. Each is measured in a process of its own and written at once.
 
   KERAS_BACKEND=tensorflow python -m benchmarks.architectures.run
+
+Backbones of KerasHub are measured where the package keras-hub is installed.
 """
 
 import argparse
 import collections
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -80,8 +83,8 @@ def architectures() -> dict[str, Architecture]:
     names = [name for name in dir(keras.applications) if name[0].isupper()]
     names.sort(key=lambda name: (_LARGE.index(name) if name in _LARGE else -1, name))
     found = [Architecture(name, lambda n=name: application(n), 8, True) for name in names]
-    # A head of attention is one channel, so these are not rounded.
-    found += [Architecture(name, build, 1, False) for name, build in OTHERS.items()]
+    others = {**OTHERS, **KERAS_HUB}  # so small that multiples of 8 would be coarse
+    found += [Architecture(name, build, 1, False) for name, build in others.items()]
     return {architecture.name: architecture for architecture in found}
 
 
@@ -211,6 +214,63 @@ OTHERS = {
 }
 
 
+def hub_backbone(name: str, **sizes) -> keras.Model:
+    """A small backbone of KerasHub, with random weights, and logits behind it."""
+    import keras_hub
+
+    backbone = getattr(keras_hub.models, name)(**sizes)
+    if isinstance(backbone.input, dict):
+        inputs = {key: keras.Input((_STEPS,), dtype="int32", name=key) for key in backbone.input}
+    else:
+        inputs = keras.Input((32, 32, 3), name="images")
+    x = backbone(inputs)
+    x = x["pooled_output"] if isinstance(x, dict) else x
+    if len(x.shape) == 4:
+        x = layers.GlobalAveragePooling2D(name="average")(x)
+    inputs = list(inputs.values()) if isinstance(inputs, dict) else inputs
+    return keras.Model(inputs, layers.Dense(10, name="head")(x), name=f"with_{backbone.name}")
+
+
+_TEXT = {
+    "vocabulary_size": VOCABULARY,
+    "num_layers": _BLOCKS,
+    "num_heads": 8,
+    "hidden_dim": _WIDTH,
+    "intermediate_dim": 4 * _WIDTH,
+    "max_sequence_length": _STEPS,
+}
+_PATCHES = {
+    "image_shape": (32, 32, 3),
+    "patch_size": 4,
+    "num_layers": _BLOCKS,
+    "num_heads": 8,
+    "hidden_dim": _WIDTH,
+    "mlp_dim": 4 * _WIDTH,
+}
+_RESIDUAL = {
+    "image_shape": (32, 32, 3),
+    "input_conv_filters": [64],
+    "input_conv_kernel_sizes": [7],
+    "stackwise_num_filters": [64, 128],
+    "stackwise_num_blocks": [2, 2],
+    "stackwise_num_strides": [1, 2],
+    "block_type": "basic_block",
+}
+KERAS_HUB = {
+    "KerasHub BERT": lambda: hub_backbone("BertBackbone", num_segments=VOCABULARY, **_TEXT),
+    "KerasHub GPT-2": lambda: hub_backbone("GPT2Backbone", **_TEXT),
+    "KerasHub ResNet": lambda: hub_backbone("ResNetBackbone", **_RESIDUAL),
+    "KerasHub ViT": lambda: hub_backbone("ViTBackbone", **_PATCHES),
+}
+
+
+def reason_not_to_run(name: str) -> str | None:
+    """Returns what a network lacks here, or None."""
+    if name in KERAS_HUB and importlib.util.find_spec("keras_hub") is None:
+        return "keras_hub is not installed"
+    return None
+
+
 # ---- measuring --------------------------------------------------------------------------------
 
 
@@ -246,6 +306,8 @@ def _fill(row: dict, architecture: Architecture, fraction: float) -> None:
     row["offered"] = offered(model, spaces)
     row["parameters"] = kc.measure.parameters(model)
     row["macs"] = kc.measure.macs(model)
+    counts = kc.measure.macs_by_layer(model).values()
+    row["layers_without_macs"] = sum(count is None for count in counts)
     if not spaces.free:
         return
     budget, keep = choose(model, fraction, architecture.round_to)
@@ -393,7 +455,8 @@ def _written_by(layer: layers.Layer, spaces: ChannelSpaces) -> dict:
 
 
 def short(reason: str) -> str:
-    """Returns a reason without the names of layers."""
+    """Returns a reason without the names of layers and without what it says beyond the cause."""
+    reason = re.sub(r"(, (which|of which|for its) |: (register_|write it)).*", "", reason)
     reason = re.sub(r"(model's input) '.*'", r"\1", reason)
     reason = re.sub(r"(?<!\w)'[^']*' \((\w+)\)", r"\1", reason)
     return re.sub(r"(?<!\w)'[^']*'", "a layer", reason).removeprefix("it is ")
@@ -451,7 +514,10 @@ def _cells(row: dict) -> list[str]:
         ]
     else:
         cells += [""] * 3
-    cells += [_before_and_after(row, "parameters"), _before_and_after(row, "macs")]
+    macs = _before_and_after(row, "macs")
+    if row.get("layers_without_macs"):
+        macs += f", without {row['layers_without_macs']} layers"
+    cells += [_before_and_after(row, "parameters"), macs]
     cells += [_left(row), f"{row['error']:.0e}" if "error" in row else ""]
     cells += [_seconds(row, "analysis_seconds"), _seconds(row, "shrink_seconds")]
     return cells
@@ -463,6 +529,8 @@ def _before_and_after(row: dict, field: str) -> str:
 
 
 def _left(row: dict) -> str:
+    if "not_run" in row:
+        return f"not run: {row['not_run']}"
     if "failure" in row:
         return f"FAILED: {' '.join(row['failure'].split())}".replace("|", "\\|")
     if "macs_after" not in row:
@@ -491,7 +559,8 @@ def _offers(rows: list[dict]) -> str:
             if reasons:
                 part += f", why not all: {', '.join(reasons)}"
             parts.append(part)
-        lines.append(f"- {row['name']}: {'; '.join(parts) or 'not measured'}.")
+        nothing = "no layers of these kinds" if "offered" in row else "not measured"
+        lines.append(f"- {row['name']}: {'; '.join(parts) or nothing}.")
     return "\n".join(lines)
 
 
@@ -544,7 +613,12 @@ def main() -> None:
     results = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": {}}
     for name in () if flags.report else wanted(known, flags.only, results["rows"]):
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results["rows"][name] = measure_elsewhere(name, flags.fraction)
+        reason = reason_not_to_run(name)
+        if reason is None:
+            results["rows"][name] = measure_elsewhere(name, flags.fraction)
+        else:
+            missing = {"name": name, "is_application": False, "not_run": reason}
+            results["rows"].setdefault(name, missing)  # what was measured elsewhere stays
         results |= {"environment": environment(), "fraction": flags.fraction}
         write_results(path, results)
     print(report(flags.out, results))
@@ -553,7 +627,8 @@ def main() -> None:
 def wanted(known: Iterable[str], only: str | None, rows: dict[str, dict]) -> list[str]:
     """Returns the names to measure: those asked for, or all without a row that is complete."""
     if only is None:
-        return [name for name in known if "failure" in rows.get(name, {"failure": None})]
+        again = {"failure", "not_run"}
+        return [name for name in known if name not in rows or again & set(rows[name])]
     names = only.split(",")
     unknown = sorted(set(names) - set(known))
     if unknown:

@@ -22,7 +22,8 @@ def shrink(model, keep, optimizer=False, allow_inexact=False):
     What remains computes exactly what it computed when nothing was read from the removed channels:
     the outputs are those of the model with the removed channels' slices of all consumers' kernels
     set to zero. Layers keep their names; widths and shapes in their configurations follow.
-    Regularizers, constraints and the optimizer wrapper of this package are taken off.
+    Regularizers, constraints and the optimizer wrapper of this package are taken off. States that
+    stateful recurrent layers hold belong to a batch, not to the model: they begin with zeros again.
 
     Args:
         model: A Sequential or functional model, nested ones included. It is not changed, and the

@@ -1,12 +1,17 @@
 """Which channels of a model must be cut together: pure analysis of its graph."""
 
-from keras_compaware.coupling import layer_rules, operation_rules  # noqa: F401 (fill the table)
+from keras_compaware.coupling import (  # noqa: F401 (they fill the table)
+    layer_rules,
+    operation_rules,
+    recurrent_rules,
+)
 from keras_compaware.coupling.flow import (
     Channels,
     Flow,
     Keep,
     Uncoupled,
     register_channel_rule,
+    register_operation_rule,
 )
 from keras_compaware.coupling.spaces import (
     Analysis,
@@ -31,4 +36,5 @@ __all__ = [
     "channel_spaces",
     "coupled_targets",
     "register_channel_rule",
+    "register_operation_rule",
 ]

@@ -61,6 +61,8 @@ def register_channel_rule(layer_class):
     - `flow.carry(variable, axis, ids)`: one entry per channel, as the scale of a normalisation.
     - `flow.merge(ids, others)`: these channels are cut together, one by one.
     - `flow.freeze(ids, reason)`: these channels cannot be cut.
+    - `flow.mark_wide(ids)`: each of them is many entries wide, as a head of attention; numbers of
+      them are not rounded.
     - `flow.inside(name)`: a context for the weights of a layer inside this one.
     - `flow.read_inside(call, layer, ids, axis)`: a layer inside this one reads channels that no
       tensor of the model has; scores of activations look there.
@@ -107,9 +109,35 @@ def register_channel_rule(layer_class):
 def register_operation_rule(names):
     """Tells how channels pass through raw operations and layers that Keras does not export.
 
+    A decorator for a function `(call, flow)`, as of `register_channel_rule`. Keras has no public
+    name for the classes of raw operations, so they are given by the names of the classes, which
+    reasons mention: "'matmul' (Matmul) has no rule for channels". Operations of other packages are
+    written as layers, for which there is `register_channel_rule`.
+
     Args:
-        names: Names of their classes, separated by spaces.
+        names: Names of classes of Keras, separated by spaces.
+
+    Returns:
+        The decorator.
+
+    Raises:
+        TypeError: If `names` is not a string.
+
+    Example:
+    >>> @register_operation_rule("Flip")
+    ... def flip(call, flow):
+    ...     channels = flow.channels(call.inputs[0])
+    ...     axis = call.operation.axis
+    ...     if axis is None or axis % len(call.inputs[0].shape) == channels.axis:
+    ...         raise Uncoupled(f"'{call.path}' turns the channels round")
+    ...     return channels
     """
+    if not isinstance(names, str):
+        raise TypeError(
+            "register_operation_rule: `names` must be the names of classes of Keras in one string, "
+            f"as 'Flip Roll'. Received: {names!r}. For a layer of your own there is "
+            "register_channel_rule."
+        )
 
     def decorate(function):
         for name in names.split():
@@ -130,6 +158,23 @@ def rule_for(operation):
     if kind.__module__.split(".")[0] == "keras":
         return OPERATION_RULES.get(kind.__name__)
     return None
+
+
+def _no_rule(operation):
+    """Returns why an operation has no rule, and what to do, in words that follow its name."""
+    kind = type(operation)
+    if not isinstance(operation, keras.layers.Layer):
+        if kind.__module__.split(".")[0] == "keras":
+            advice = f"register_operation_rule('{kind.__name__}') teaches it one"
+        else:
+            advice = "write it as a layer, for which there is register_channel_rule"
+        return f"has no rule for channels: {advice}"
+    why = ""
+    known = next((known for known in kind.__mro__ if known in LAYER_RULES), None)
+    if known is not None:
+        own = "build" if kind.call is known.call else "call"
+        why = f", for its `{own}` is not that of {known.__name__}"
+    return f"has no rule for channels{why}: register_channel_rule({kind.__name__}) teaches it one"
 
 
 class Keep:
@@ -186,6 +231,7 @@ class Flow:
         self.edits = {}  # id(operation) -> function (keep, config) -> changes
         self.inner_reads = {}  # id(operation) -> (layer inside it, Channels of what it reads)
         self.frozen = []  # (ids, reason)
+        self.wide = []  # ids of channels that are many entries wide
         self.blocks = []  # (first label, number of labels, name)
         self.tensors = []  # (path, ids) of every tensor with channels
         self._merges = []
@@ -254,6 +300,10 @@ class Flow:
         if len(ids):
             self.frozen.append((np.unique(ids), reason))
 
+    def mark_wide(self, ids):
+        """Says that each of these channels is many entries wide along other axes."""
+        self.wide.append(ids)
+
     def configure(self, call, function):
         """Says how the configuration follows: `function(keep, config)` returns the changes."""
         self.edits.setdefault(id(call.operation), function)
@@ -321,7 +371,8 @@ class Flow:
             results = self._results(call)
         except Uncoupled as error:
             self._isolate(call, str(error), np.arange(before, self._number))
-            results = None
+            self._leave_fixed(call, call.outputs, str(error))
+            return
         if results is None:
             self._leave_fixed(call, call.outputs)
 
@@ -347,7 +398,7 @@ class Flow:
         described = f"'{call.path}' ({type(operation).__name__})"
         rule = rule_for(operation)
         if rule is None:
-            raise Uncoupled(f"{described} has no rule for channels")
+            raise Uncoupled(f"{described} {_no_rule(operation)}")
         layers = operation._flatten_layers() if isinstance(operation, keras.layers.Layer) else ()
         for layer in layers:
             if getattr(layer, "quantization_mode", None) is not None:
@@ -358,15 +409,23 @@ class Flow:
             return None
         return rule(call, self)
 
-    def _leave_fixed(self, call, outputs):
+    def _leave_fixed(self, call, outputs, reason=None):
+        """Gives outputs no axis that could be cut; `reason` is why the call cannot be followed."""
         fixed = [tensor for tensor in call.inputs if self.is_fixed(tensor)]
         own_weights = isinstance(call.operation, keras.layers.Layer) and call.operation.weights
-        for tensor in outputs:
-            if len(fixed) == len(call.inputs) == 1 and not own_weights:
+        if len(fixed) == len(call.inputs) == 1 and not own_weights:
+            for tensor in outputs:
                 self.inherit(tensor, fixed[0])
-            else:
-                kind = type(call.operation).__name__
-                self.source(tensor, f"it is an output of '{call.path}' ({kind})", call.path)
+            return
+        described = f"'{call.path}' ({type(call.operation).__name__})"
+        if reason is None and len(fixed) == len(call.inputs) and not own_weights:
+            why = ", of which no input can be cut"
+        elif reason is None:
+            why = ", which its rule leaves whole"
+        else:
+            why = _relative(reason, described, f"'{call.path}'")
+        for tensor in outputs:
+            self.source(tensor, f"it is an output of {described}{why}", call.path)
 
     def _isolate(self, call, reason, new):
         self.freeze(new, reason)
@@ -413,6 +472,14 @@ class Flow:
             raise Uncoupled(f"'{self.path}' is called on other numbers of channels as well")
         self.merge(first, ids)
         return first
+
+
+def _relative(reason, *names):
+    """Returns a reason as a clause behind one of these names, with which it may begin."""
+    for name in names:
+        if reason.startswith(f"{name} "):
+            return f", which {reason.removeprefix(name).lstrip()}"
+    return f": {reason}"
 
 
 def components(number, merges):

@@ -60,6 +60,24 @@ def rules(*kinds):
     return decorate
 
 
+def edited(saved, edit, keep):
+    """Returns a layer that stands in the configuration of another one, edited.
+
+    Args:
+        saved: What `keras.saving.serialize_keras_object` has written down of the layer.
+        edit: Function `(keep, config) -> dict of changes`, or None.
+        keep: The `Keep`.
+    """
+    saved = {key: value for key, value in saved.items() if key != "build_config"}
+    changes = {} if edit is None else edit(keep, saved["config"])
+    return {**saved, "config": {**saved["config"], **changes}}
+
+
+def arguments_of(call):
+    """Returns the arguments of a layer's call by their names."""
+    return inspect.signature(call.operation.call).bind(*call.args, **call.kwargs).arguments
+
+
 def channel_axis(layer):
     """Returns the axis of channels that a layer's `data_format` names."""
     return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
@@ -67,11 +85,12 @@ def channel_axis(layer):
 
 def activated(call, flow, ids, axis):
     """Returns the `Channels` after the layer's own activation."""
-    _check_activation(call, flow, ids, call.operation.activation)
+    check_activation(call, flow, ids, call.operation.activation)
     return Channels(ids, axis)
 
 
-def _check_activation(call, flow, ids, activation):
+def check_activation(call, flow, ids, activation):
+    """Freezes channels whose activation may mix them."""
     if activation is not None and activation not in _ENTRYWISE:
         name = getattr(activation, "__name__", type(activation).__name__)
         flow.freeze(ids, f"the activation {name} of '{call.path}' may mix its channels")
@@ -261,7 +280,7 @@ def _normalises(call, flow):
 @rules(layers.Activation)
 def _activation(call, flow):
     channels = flow.channels(call.inputs[0])
-    _check_activation(call, flow, channels.ids, call.operation.activation)
+    check_activation(call, flow, channels.ids, call.operation.activation)
     return channels
 
 
@@ -365,6 +384,7 @@ def _global_pooling(call, flow):
     return Channels(channels.ids, channels.axis if call.operation.keepdims else 1)
 
 
+@register_operation_rule("CustomScaleLayer")  # of InceptionResNetV2: x + scale * y
 @rules(
     layers.Add,
     layers.Subtract,
@@ -548,6 +568,7 @@ def _attention(call, flow, repeats, num_axes):
     parts = {part.name: part for part in parts}
     with flow.inside("key"):
         groups = flow.produce(parts["key"].kernel, 1, name=f"{call.path}/heads")
+    flow.mark_wide(groups)
     heads = np.repeat(groups, repeats)
     for name, ids in (("key", groups), ("value", groups), ("query", heads), ("gate", heads)):
         if name in parts:
@@ -558,7 +579,7 @@ def _attention(call, flow, repeats, num_axes):
     with flow.inside(output.name):
         flow.consume(output.kernel, 0, heads)
     flow.read_inside(call, output, heads, -2)
-    arguments = inspect.signature(layer.call).bind(*call.args, **call.kwargs).arguments
+    arguments = arguments_of(call)
     rank = len(arguments["query"].shape)
     mask = arguments.get("attention_mask")
     shape = mask.shape if hasattr(mask, "shape") else np.shape(mask)
@@ -593,14 +614,8 @@ def _time_distributed(call, flow):
     result = flow.follow(inner_call)
     flow.path = call.path
 
-    def configure(keep, config):
-        edit = flow.edits.get(id(inner), lambda keep, config: {})
-        saved = dict(config["layer"])
-        saved.pop("build_config", None)
-        saved["config"] = {**saved["config"], **edit(keep, saved["config"])}
-        return {"layer": saved}
-
-    flow.configure(call, configure)
+    edit = flow.edits.get(id(inner))
+    flow.configure(call, lambda keep, config: {"layer": edited(config["layer"], edit, keep)})
     if result is None:
         return None
     return Channels(result.ids, result.axis % len(output.shape) + 1)

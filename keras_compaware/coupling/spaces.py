@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 
 import keras
@@ -29,6 +30,15 @@ _KERNELS = {
     (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D): (
         "depthwise_kernel",
         "pointwise_kernel",
+    ),
+    (keras.layers.SimpleRNNCell, keras.layers.LSTMCell, keras.layers.GRUCell): (
+        "kernel",
+        "recurrent_kernel",
+    ),
+    # Keras does not export the cell.
+    (keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D): (
+        "cell.kernel",
+        "cell.recurrent_kernel",
     ),
 }
 
@@ -65,12 +75,15 @@ class ChannelSpace:
             grouped convolution), they are one channel.
         members: Tuple of `Member`s.
         frozen: None, or why these channels cannot be cut.
+        is_wide: Whether each channel is many entries wide, as the heads of attention are; their
+            number is not rounded by `choose_channels` and budgets.
     """
 
     name: str
     size: int
     members: tuple
     frozen: str | None = None
+    is_wide: bool = False
 
     def __str__(self):
         roles = collections.Counter(member.role for member in self.members)
@@ -84,7 +97,7 @@ class ChannelSpaces(Sequence):
 
     Args:
         spaces: Sequence of `ChannelSpace`s.
-        kernels: Sequence of the model's Dense and convolution kernels, for `coverage`.
+        kernels: Sequence of the model's dense, convolution and recurrent kernels, for `coverage`.
     """
 
     def __init__(self, spaces, kernels):
@@ -112,7 +125,7 @@ class ChannelSpaces(Sequence):
         return tuple(space for space in self._spaces if space.frozen is None)
 
     def coverage(self):
-        """Returns the share of the Dense and convolution weights that some free space can cut.
+        """Returns the share of dense, convolution and recurrent weights that a free space can cut.
 
         Returns:
             Number in [0, 1]: parameters of these kernels with a free channel along at least one
@@ -247,6 +260,7 @@ def _spaces(flow, roots):
     for ids, reason in flow.frozen:
         for space in np.unique(of_label[ids]):
             reasons.setdefault(int(space), reason)
+    wide = {int(space) for ids in flow.wide for space in np.unique(of_label[ids])}
     members, channel = collections.defaultdict(list), np.zeros(len(roots), int)
     order = np.argsort(of_label, kind="stable")
     labels_of = dict(
@@ -271,7 +285,8 @@ def _spaces(flow, roots):
     for space in sorted(members):
         name = unique_name(flow.blocks[space][2], names)
         reason = reasons.get(space)
-        spaces.append(ChannelSpace(name, sizes[space], tuple(members[space]), reason))
+        found = tuple(members[space])
+        spaces.append(ChannelSpace(name, sizes[space], found, reason, space in wide))
         labels[name] = (channel[labels_of[space]], labels_of[space])
     return spaces, labels
 
@@ -287,6 +302,6 @@ def _kernels(model):
         for kinds, names in _KERNELS.items():
             if isinstance(layer, kinds):
                 for name in names:
-                    kernel = getattr(layer, name)
+                    kernel = operator.attrgetter(name)(layer)
                     found[id(kernel)] = kernel
     return found.values()

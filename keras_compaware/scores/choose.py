@@ -58,7 +58,9 @@ def choose_channels(
         scope: "space" (default) or "global".
         round_to: Integer of at least 1: the number of channels kept in a space that is cut is a
             multiple of it, the nearest to what the fraction or threshold asks for. A space smaller
-            than that stays whole. Default 1.
+            than that stays whole. A channel of a space is one, be it a group of a grouped
+            convolution or a pair of units of a Bidirectional layer; heads of attention, which are
+            many entries wide (`ChannelSpace.is_wide`), are not rounded. Default 1.
         min_channels: Integer of at least 1: how many channels every space keeps (or all that it
             has). Default 1.
         max_ratio: Number in [0, 1]: largest fraction of a space's channels that may be removed.
@@ -138,7 +140,7 @@ class Choices:
 
     def __init__(self, analysis, spaces, values, round_to, min_channels, max_ratio):
         self.spaces = spaces
-        self._round_to = round_to
+        self._steps = np.array([1 if space.is_wide else round_to for space in spaces], int)
         self.limits = {
             "round_to": round_to,
             "min_channels": min_channels,
@@ -172,7 +174,7 @@ class Choices:
                 np.bincount(owner[needed], minlength=len(spaces)),
             ]
         )
-        self._least = round_to * -(-least // round_to)
+        self._least = self._steps * -(-least // self._steps)
 
     def by_space(self):
         """Returns `(function, last)`: what each space should keep at the steps 0 to `last`.
@@ -180,10 +182,10 @@ class Choices:
         Every space keeps the same fraction of its channels; there is a step wherever some space
         keeps more than before.
         """
-        # At (k - 1/2) * round_to / size the nearest multiple becomes the k-th.
+        # At (k - 1/2) * step / size the nearest multiple becomes the k-th.
         steps = [
-            (np.arange(1, size // self._round_to + 2) - 0.5) * self._round_to / size
-            for size in np.unique(self.sizes)
+            (np.arange(1, size // step + 2) - 0.5) * step / size
+            for size, step in sorted(set(zip(self.sizes, self._steps, strict=True)))
         ]
         fractions = np.unique(np.concatenate([[0.0, 1.0], *steps]))
         fractions = fractions[fractions <= 1.0]
@@ -217,7 +219,7 @@ class Choices:
     def numbers(self, wanted):
         """Returns how many channels each space keeps, within the limits."""
         wanted = wanted + _ROUNDING
-        nearest = self._round_to * np.floor(wanted / self._round_to + 0.5).astype(int)
+        nearest = self._steps * np.floor(wanted / self._steps + 0.5).astype(int)
         numbers = np.where(wanted >= self.sizes, self.sizes, np.maximum(nearest, self._least))
         return np.minimum(numbers, self.sizes)
 

@@ -176,7 +176,8 @@ def fit_budget(
         score: As of `choose_channels`.
         channels: Whether channels may be removed.
         ranks: Whether kernels may be factorised.
-        round_to: Integer of at least 1: all numbers are multiples of it, as hardware likes.
+        round_to: Integer of at least 1: all numbers are multiples of it, as hardware likes, but
+            those of heads of attention.
         exclude: As of `sensitivity`.
         allow_inexact: As of `channel_spaces`.
         **arguments: Further ones of `sensitivity`: `loss`, `steps`, `num_batches`, `cache`,

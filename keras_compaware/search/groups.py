@@ -50,7 +50,8 @@ class Groups:
         score: As of `choose_channels`: which channels of a space stay.
         channels: Whether channels may be removed.
         ranks: Whether kernels may be factorised.
-        round_to: Integer of at least 1: numbers of channels and ranks are multiples of it.
+        round_to: Integer of at least 1: numbers of channels and ranks are multiples of it, but
+            those of heads of attention.
         exclude: As of `choose_channels` and `choose_ranks`: regular expressions for the names of
             free spaces and of kernels. Each must match one of them.
         allow_inexact: As of `channel_spaces`.

@@ -59,7 +59,9 @@ def test_what_attention_reads_and_returns_is_frozen():
     model = around(lambda f, x: layers.Dense(2, name="z")(f(layers.Dense(3, name="a")(x), x)))
     spaces = channel_spaces(model)
     assert spaces["a"].frozen == "of 'attention' (MultiHeadAttention) only the heads can be cut"
-    assert spaces["attention"].frozen == ("it is an output of 'attention' (MultiHeadAttention)")
+    assert spaces["attention"].frozen == (
+        "it is an output of 'attention' (MultiHeadAttention), which its rule leaves whole"
+    )
     assert [space.name for space in spaces.free] == ["attention/heads"]
 
 

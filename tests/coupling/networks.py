@@ -174,6 +174,46 @@ def decoder():
     return keras.Model([inputs, memory], layers.Dense(2, name="head")(x))
 
 
+def recurrent():
+    """Layers of every kind with a mask, and cells that are stacked in one layer."""
+    tokens = keras.Input((7,), dtype="int32")
+    x = layers.Embedding(5, 5, mask_zero=True, name="embedding")(tokens)
+    x = layers.LSTM(6, return_sequences=True, name="first")(x)
+    cells = [layers.GRUCell(4, name="a"), layers.LSTMCell(3, use_bias=False, name="b")]
+    x = layers.RNN(
+        layers.StackedRNNCells(cells, name="stack"), return_sequences=True, name="cells"
+    )(x)
+    x = layers.SimpleRNN(5, go_backwards=True, name="last")(x)
+    return keras.Model(tokens, layers.Dense(2, name="head")(x))
+
+
+def both_directions():
+    inputs = keras.Input((5, 3))
+    x = layers.Bidirectional(layers.LSTM(4, return_sequences=True), name="first")(inputs)
+    gru = layers.GRU(3, reset_after=False)
+    x = layers.Bidirectional(gru, merge_mode="mul", name="second")(x)
+    return keras.Model(inputs, layers.Dense(2, name="head")(x))
+
+
+def translation():
+    """The states of an encoder are those that the decoder begins with."""
+    inputs, memory, outputs = keras.Input((5, 3)), keras.Input((6,)), keras.Input((4, 2))
+    _, h, c = layers.LSTM(5, return_state=True, name="encoder")(inputs)
+    x = layers.LSTM(5, return_sequences=True, name="decoder")(outputs, initial_state=[h, c])
+    start = layers.Dense(4, activation="tanh", name="memory")(memory)
+    x, last = layers.GRU(4, return_state=True, name="reader")(x, initial_state=start)
+    x = layers.Concatenate()([x, layers.Dense(3, name="state")(last)])
+    return keras.Model([inputs, memory, outputs], layers.Dense(2, name="head")(x))
+
+
+def films():
+    inputs = keras.Input((3, 6, 6, 2))
+    x = layers.TimeDistributed(layers.Conv2D(3, 1, name="conv"), name="stems")(inputs)
+    x = layers.ConvLSTM2D(4, 3, return_sequences=True, name="first")(x)
+    x = layers.ConvLSTM2D(2, 3, strides=2, padding="same", name="second")(x)
+    return keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x)))
+
+
 NETWORKS = (
     residual,
     concatenation,
@@ -192,4 +232,8 @@ NETWORKS = (
     tokens,
     encoder,
     decoder,
+    recurrent,
+    both_directions,
+    translation,
+    films,
 )

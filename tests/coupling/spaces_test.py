@@ -1,5 +1,7 @@
 """Channel spaces: what is cut together, what is frozen and why, on graphs that fit on a page."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from keras_compaware.coupling import (
     Uncoupled,
     channel_spaces,
     register_channel_rule,
+    register_operation_rule,
 )
-from keras_compaware.coupling.flow import LAYER_RULES, Flow, components
+from keras_compaware.coupling.flow import LAYER_RULES, OPERATION_RULES, Flow, components
 from tests.coupling import networks
 
 # The analysis computes nothing; on JAX the time goes into making the layers.
@@ -56,6 +59,10 @@ EXPECTED = {
     "tokens": {"embedding": 6},
     "encoder": {"attention/heads": 4, "up": 7},
     "decoder": {"block/own/heads": 3, "block/other/heads": 2},
+    "recurrent": {"embedding": 5, "first": 6, "cells/stack/a": 4, "cells/stack/b": 3, "last": 5},
+    "both_directions": {"first": 4, "second": 3},
+    "translation": {"encoder": 5, "memory": 4, "state": 3},
+    "films": {"stems/conv": 3, "first": 4, "second": 2},
 }
 
 
@@ -200,8 +207,15 @@ class Tagged(layers.Dense):
 
 
 FREEZES = {
-    "unknown layer": (lambda: Unknown(name="odd"), "'odd' (Unknown) has no rule"),
-    "subclass with a call of its own": (lambda: OddDense(4, name="odd"), "'odd' (OddDense) has"),
+    "unknown layer": (
+        lambda: Unknown(name="odd"),
+        "'odd' (Unknown) has no rule for channels: register_channel_rule(Unknown) teaches it one",
+    ),
+    "subclass with a call of its own": (
+        lambda: OddDense(4, name="odd"),
+        "'odd' (OddDense) has no rule for channels, for its `call` is not that of Dense: "
+        "register_channel_rule(OddDense) teaches it one",
+    ),
     "lambda": (lambda: layers.Lambda(lambda x: x, name="odd"), "'odd' (Lambda) has no rule"),
     "attention": (
         lambda: lambda x: layers.MultiHeadAttention(2, 2, name="odd")(x, x),
@@ -238,7 +252,10 @@ FREEZES = {
         lambda: lambda x: x[:, :4] + layers.Permute((3, 1, 2))(x)[..., :4],
         "along different axes",
     ),
-    "matmul": (lambda: lambda x: ops.matmul(x, ops.swapaxes(x, -1, -2)), "(Matmul) has no rule"),
+    "matmul": (
+        lambda: lambda x: ops.matmul(x, ops.swapaxes(x, -1, -2)),
+        "(Matmul) has no rule for channels: register_operation_rule('Matmul') teaches it one",
+    ),
     "einsum of another kind": (
         lambda: layers.EinsumDense("abcd,bde->abce", output_shape=(8, 8, 4), name="odd"),
         "is not that of Dense",
@@ -246,10 +263,6 @@ FREEZES = {
     "time distributed": (
         lambda: layers.TimeDistributed(layers.LayerNormalization(), name="odd"),
         "mixes its channels",
-    ),
-    "recurrent": (
-        lambda: lambda x: layers.LSTM(3, name="odd")(layers.Reshape((64, 4))(x)),
-        "'odd' (LSTM) has no rule",
     ),
     "noise of the channels' number": (
         lambda: layers.Dropout(0.1, noise_shape=(None, 1, 1, 4)),
@@ -311,7 +324,10 @@ def test_freezes(make, reason):
 
 def test_what_an_unknown_layer_writes_is_frozen_as_well():
     spaces = channel_spaces(between(Unknown(name="odd")))
-    assert spaces["odd"].frozen == "it is an output of 'odd' (Unknown)"
+    assert spaces["odd"].frozen == (
+        "it is an output of 'odd' (Unknown), which has no rule for channels: "
+        "register_channel_rule(Unknown) teaches it one"
+    )
     assert members(spaces["odd"]) == {("z/kernel", 0, "consumer")}
     assert spaces.coverage() == 0.0
 
@@ -333,7 +349,53 @@ def test_a_layer_shared_with_an_unknown_one_is_frozen_everywhere():
     dense = layers.Dense(3, name="a")
     x = layers.Dense(3, name="b")(dense(inputs))
     model = keras.Model(inputs, layers.Dense(1, name="z")(layers.Add()([x, Uses(dense)(inputs)])))
-    assert channel_spaces(model)["a"].frozen == "'uses' (Uses) has no rule for channels"
+    assert channel_spaces(model)["a"].frozen == (
+        "'uses' (Uses) has no rule for channels: register_channel_rule(Uses) teaches it one"
+    )
+
+
+class OddOperation(keras.Operation):
+    """An operation that is neither a layer nor of Keras."""
+
+    def call(self, x):
+        return x
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+BEHIND = {
+    "normalised": (
+        lambda x: layers.LayerNormalization(name="odd")(layers.Conv2D(4, 1, name="b")(x)),
+        "(LayerNormalization), which mixes its channels",
+    ),
+    "another reason": (
+        lambda x: layers.TimeDistributed(OddDense(4, name="inner"), name="odd")(x),
+        "(TimeDistributed): 'odd/inner' (OddDense) has no rule for channels, for its `call` is not "
+        "that of Dense: register_channel_rule(OddDense) teaches it one",
+    ),
+    "left whole": (
+        lambda x: layers.MultiHeadAttention(2, 2, name="odd")(x, x),
+        "(MultiHeadAttention), which its rule leaves whole",
+    ),
+    "of inputs": (
+        lambda x: layers.Average(name="odd")([x, x * x]),
+        "(Average), of which no input can be cut",
+    ),
+    "of another package": (
+        lambda x: OddOperation(name="odd")(layers.Conv2D(4, 1, name="b")(x)),
+        "(OddOperation), which has no rule for channels: write it as a layer, for which there is "
+        "register_channel_rule",
+    ),
+}
+
+
+@pytest.mark.parametrize(("step", "reason"), BEHIND.values(), ids=BEHIND)
+def test_why_an_output_cannot_be_cut(step, reason):
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Add(name="join")([layers.Conv2D(4, 1, name="a")(inputs), step(inputs)])
+    frozen = channel_spaces(keras.Model(inputs, layers.Dense(2, name="z")(x)))["a"].frozen
+    assert frozen == f"'join' joins it with an output of 'odd' {reason}"
 
 
 def test_allow_inexact_lets_layer_norm_pass():
@@ -435,6 +497,33 @@ def test_register_channel_rule():
 def test_a_rule_is_for_classes_of_layers():
     with pytest.raises(TypeError, match="must be a class of Keras layers"):
         register_channel_rule("Dense")
+    with pytest.raises(TypeError, match="there is register_channel_rule"):
+        register_operation_rule(layers.Dense)
+
+
+def test_register_operation_rule():
+    model = between(lambda x: ops.roll(x, 1, axis=1))
+    assert "register_operation_rule('Roll') teaches it one" in channel_spaces(model)["a"].frozen
+    register_operation_rule("Roll")(lambda call, flow: flow.channels(call.inputs[0]))
+    try:
+        assert channel_spaces(model)["a"].frozen is None
+    finally:
+        del OPERATION_RULES["Roll"]
+
+
+def test_a_scaled_addition_joins():
+    module = sys.modules[keras.applications.InceptionResNetV2.__module__]
+    inputs = keras.Input((8, 8, 3))
+    a, b = (layers.Conv2D(4, 1, name=name)(inputs) for name in "ab")
+    x = module.CustomScaleLayer(0.5, name="scaled")([a, b])
+    model = keras.Model(inputs, layers.Dense(2, name="z")(x))
+    (space,) = channel_spaces(model).free
+    assert {m.name for m in space.members if m.role == "producer"} == {
+        *("a/kernel", "a/bias", "b/kernel", "b/bias")
+    }
+    small = shrink(model, {"a": [0, 3]})
+    assert small.get_layer("scaled").output.shape == (None, 8, 8, 2)
+    assert small.get_layer("scaled").scale == 0.5
 
 
 def test_names_are_unique_and_unknown_ones_are_listed():

@@ -164,3 +164,14 @@ def test_the_best_heads_stay():
     keep = choose_channels(model, {HEADS: [1, 4, 2, 3]}, {"channels": 0.5}, exclude="up")
     assert {name: channels.tolist() for name, channels in keep.items()} == {HEADS: [1, 3]}
     assert channel_spaces(shrink(model, keep))[HEADS].size == 2
+
+
+@pytest.mark.parametrize("scope", ["space", "global"])
+def test_numbers_of_heads_are_not_rounded(scope):
+    model = randomise(networks.encoder(layers.MultiHeadAttention(6, 3, name="attention")))
+    spaces = channel_spaces(model)
+    assert {space.name for space in spaces if space.is_wide} == {HEADS}
+    scores = {HEADS: -np.arange(6.0), "up": -np.arange(7.0)}
+    keep = choose_channels(model, scores, {"channels": 0.6}, scope=scope, round_to=4)
+    # At the fraction 4/7 or so: 3 of 6 heads, and 4 of 7 units of the MLP.
+    assert {name: len(kept) for name, kept in keep.items()} == {HEADS: 3, "up": 4}

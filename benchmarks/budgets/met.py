@@ -1,0 +1,124 @@
+"""Whether budgets are met: what `fit_budget` leaves of whole architectures, and whether it runs.
+
+Random weights, told from the weights alone: nothing is trained, so nothing is said of accuracy. Every
+smaller model is built and counted, and converted to a LiteRT file that is run and compared.
+
+  KERAS_BACKEND=tensorflow python -m benchmarks.budgets.met --out=benchmarks/budgets
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+from keras import layers
+
+import keras_compaware as kc
+from benchmarks.common import environment, table, write_results
+from keras_compaware import export, measure
+
+TARGETS = (("macs", 0.5), ("macs", 0.25), ("params", 0.5))
+MULTIPLES = (1, 8)
+TOLERANCE = 0.02
+
+
+def vision_transformer() -> keras.Model:
+    """Builds the width and heads of ViT-Ti (Touvron et al., 2021), half as deep, for 32 x 32."""
+    images = keras.Input((32, 32, 3))
+    x = layers.Reshape((64, 192))(layers.Conv2D(192, 4, strides=4, name="patches")(images))
+    for i in range(6):
+        y = layers.LayerNormalization(name=f"{i}_norm_1")(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(3, 64, name=f"{i}_attention")(y, y)])
+        y = layers.LayerNormalization(name=f"{i}_norm_2")(x)
+        y = layers.Dense(768, "gelu", name=f"{i}_up")(y)
+        x = layers.Add()([x, layers.Dense(192, name=f"{i}_down")(y)])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization(name="norm")(x))
+    return keras.Model(images, layers.Dense(1000, name="head")(x), name="vit")
+
+
+MODELS = ("ResNet50", "MobileNetV2", "EfficientNetB0", "ViT")
+
+
+def build(name: str) -> keras.Model:
+    """Returns a model with random weights, without the softmax at its end."""
+    keras.utils.set_random_seed(0)
+    if name == "ViT":
+        return vision_transformer()
+    kind = getattr(keras.applications, name)
+    return kind(weights=None, input_shape=(32, 32, 3), classifier_activation=None)
+
+
+def measured(name: str, kind: str, fraction: float, round_to: int, folder: str) -> dict:
+    """Spends one budget, and returns what is left of the model that is really built."""
+    model = build(name)
+    count = {"macs": measure.macs, "params": measure.parameters}[kind]
+    started = time.perf_counter()
+    found = kc.fit_budget(model, None, {kind: fraction}, round_to=round_to)
+    seconds = time.perf_counter() - started
+    small = found.apply(model).model
+    whole, predicted = found.costs[kind]
+    result = export.to_litert(small, os.path.join(folder, "small.tflite"))
+    return {
+        "name": name,
+        "kind": kind,
+        "fraction": fraction,
+        "round_to": round_to,
+        "predicted": predicted / whole,
+        "left": count(small) / count(model),
+        "num_spaces": len(found.keep),
+        "num_ranks": len(found.ranks),
+        "seconds": seconds,
+        "litert_error": result.max_error,
+    }
+
+
+def summary(rows: list[dict]) -> str:
+    """Returns the table in Markdown."""
+    cells = [
+        [
+            f"{row['name']}, {row['kind']}",
+            f"{row['fraction']:.0%}",
+            str(row["round_to"]),
+            f"{row['left']:.2%}",
+            "yes" if -TOLERANCE <= row["left"] / row["fraction"] - 1 <= 1e-9 else "no",
+            f"{row['num_spaces']} / {row['num_ranks']}",
+            f"{row['seconds']:.1f} s",
+            f"{row['litert_error']:.0e}",
+        ]
+        for row in rows
+    ]
+    header = ["", "budget", "multiples of", "left", "within 2 % below"]
+    header += ["spaces cut / kernels factorised", "search", "LiteRT error"]
+    return table(header, cells)
+
+
+def main() -> None:
+    """Runs the benchmark, or prints its table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, help="folder of met.json")
+    parser.add_argument("--only", default=",".join(MODELS), help="names of models")
+    parser.add_argument("--report", action="store_true", help="only print the table")
+    flags = parser.parse_args()
+    path = flags.out / "met.json" if flags.out else None
+    if flags.report:
+        print(summary(json.loads(path.read_text())["rows"]))
+        return
+    rows = []
+    grid = itertools.product(flags.only.split(","), TARGETS, MULTIPLES)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (kind, fraction), round_to in grid:
+            rows.append(measured(name, kind, fraction, round_to, folder))
+            keras.utils.clear_session()
+            print(summary(rows[-1:]).splitlines()[-1], flush=True)
+    if path is not None:
+        write_results(path, {"environment": environment(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
