@@ -1,6 +1,6 @@
-"""Prints the results of a run, or of several side by side.
+"""Prints the results of a run, or of several side by side, and writes them as a page with charts.
 
-python -m apps.report --workdir=runs/digits --compare=runs/rare
+python -m apps.report --workdir=runs/digits --compare=runs/rare,runs/often --out=report.html
 """
 
 import os

@@ -27,6 +27,7 @@ from keras_compaware.cli.config import (
     source_of,
     steps_per_epoch,
 )
+from keras_compaware.cli.details import layers_of, spectra_of
 from keras_compaware.cli.early import check as check_early
 from keras_compaware.cli.early import epoch_of, is_smaller
 from keras_compaware.cli.files import first_line, load_model, save_model, writing
@@ -38,6 +39,7 @@ from keras_compaware.compaction import CompactResult, compact, recalibrate_batch
 from keras_compaware.data.store import CACHE_VARIABLE, default_cache_dir
 from keras_compaware.kernels import find_targets
 from keras_compaware.recipe import Recipe
+from keras_compaware.reporting import REPORT_FORMAT
 
 
 @dataclasses.dataclass
@@ -241,6 +243,12 @@ class Experiment:
                 write_json_atomic(workdir.report, report)
         return workdir
 
+    def dense_model(self, twin: Workdir) -> keras.Model:
+        """Returns the trained model of the dense twin's folder."""
+        model = self.build_model()
+        model.load_weights(twin.model)
+        return model
+
     def check(self) -> None:
         """Finds out what cannot work before anything is trained or overwritten.
 
@@ -434,7 +442,9 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
         latency = export.latency([twin.litert, workdir.litert], num_threads=1)
     for row, file in ((dense, twin.litert), (small, workdir.litert)):
         row["latency_ms"] = latency[file].median_ms
+    whole = experiment.dense_model(twin)
     report = {
+        "format": REPORT_FORMAT,
         "name": f"{experiment.dataset.name}, {config['model']}",
         "dense": dense,
         "compact": {
@@ -443,6 +453,8 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
             **_as_json(compacted),
         },
         "plan": experiment.plan(),
+        "layers": layers_of(whole, compacted.model),
+        "spectra": spectra_of(whole, compacted.whole),
         "config": config,
         "steps_per_epoch": experiment.steps_per_epoch,
         "data": {"name": experiment.dataset.name, "version": experiment.dataset.version},

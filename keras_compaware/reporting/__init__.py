@@ -1,5 +1,7 @@
 """Reports of runs."""
 
+from keras_compaware.reporting.check import REPORT_FORMAT, checked
+from keras_compaware.reporting.page import html
 from keras_compaware.reporting.table import early_line, results_table, states_table
 
-__all__ = ["early_line", "results_table", "states_table"]
+__all__ = ["REPORT_FORMAT", "checked", "early_line", "html", "results_table", "states_table"]
