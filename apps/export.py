@@ -1,6 +1,7 @@
 """Exports a Keras model to a LiteRT (TFLite) file, which is run and compared before it is kept.
 
 python -m apps.export --model=small.keras --out=small.tflite
+python -m apps.export --model=small.keras --out=small.tflite --quantization=int8 --data=digits
 """
 
 import os

@@ -73,7 +73,6 @@ INTERNAL: dict[str, set[str] | None] = {
     "rules": {"base", "kernels", "training", "_text"},
     "export": {
         "base",
-        "compressors",
         "kernels",
         "layers",
         "measure",

@@ -2,20 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterator
 
 import keras
-import numpy as np
 from absl import flags
 
-from keras_compaware import data, measure
+from keras_compaware import measure
 from keras_compaware._files import write_json_atomic
-from keras_compaware.cli import program
+from keras_compaware.cli import examples, program
 from keras_compaware.cli.files import load_model, save_model, writing
 from keras_compaware.compaction import compact, recalibrate_batch_norm
 from keras_compaware.search import Allocation, fit_budget
-
-_BATCH_SIZE = 64
 
 
 def define_flags() -> None:
@@ -29,20 +25,11 @@ def define_flags() -> None:
         "the float32 LiteRT file). Channels and ranks are chosen without any training. Default: "
         "only what changes no output is removed.",
     )
-    flags.DEFINE_string(
-        "data",
-        None,
+    examples.define_flags(
         "With --target: the data set, of TensorFlow Datasets or digits, on whose training images "
         "the change of the outputs is measured, and batch-norm statistics are estimated again. "
         "Default: the budget is spent by the weights alone.",
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        "Folder of TensorFlow Datasets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
-    )
-    flags.DEFINE_integer(
-        "examples", 512, "With --data: how many images are looked at.", lower_bound=1
+        512,
     )
     flags.DEFINE_integer(
         "round_to", 1, "With --target: channels and ranks are multiples of it.", lower_bound=1
@@ -77,7 +64,7 @@ def main() -> None:
         program.say(allocation)
         result = allocation.apply(model)
         if values.data:
-            batches = list(_batches())
+            batches = list(examples.batches())
             recalibrate_batch_norm(result.model, batches, len(batches))
     save_model(result.model, out)
     before, after = measure.parameters(model), measure.parameters(result.model)
@@ -110,7 +97,7 @@ def _allocation(model: keras.Model, target: dict[str, float] | None) -> Allocati
         program.output_path("allocation", ".json")
     found = fit_budget(
         model,
-        list(_batches()) if values.data else None,
+        list(examples.batches()) if values.data else None,
         target,
         round_to=values.round_to,
         verbose=0,
@@ -129,15 +116,6 @@ def _read(path: str) -> Allocation:
         raise program.UserError(
             f"--allocation: {path} is not what --target has written ({error})."
         ) from error
-
-
-def _batches() -> Iterator[np.ndarray]:
-    """Yields the first training images, in the fixed random order of the data set."""
-    values = flags.FLAGS
-    dataset = data.load(values.data, data_dir=values.data_dir)
-    images = dataset.train.images[: values.examples]
-    for begin in range(0, len(images), _BATCH_SIZE):
-        yield images[begin : begin + _BATCH_SIZE] * np.float32(1 / 255)
 
 
 def run() -> None:

@@ -3,9 +3,13 @@
 import dataclasses
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
+
+from keras_compaware.export import _quantization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,9 @@ def convert(
     outputs: list[str],
     *,
     allow_select_ops: bool,
-) -> bytes:
+    quantization: str | None = None,
+    calibration: Sequence[Sequence[np.ndarray]] = (),
+) -> tuple[bytes, dict[str, str]]:
     """Converts a model to a LiteRT flatbuffer with the signature "serving_default".
 
     Args:
@@ -59,9 +65,11 @@ def convert(
         inputs: one spec per leaf of `structure`, in order; their names become the signature's.
         outputs: names of the model's outputs, flattened; they become the signature's.
         allow_select_ops: allows operations that need the Flex delegate.
+        quantization: as of `to_litert`.
+        calibration: examples, each a batch of one for every input, in the order of `inputs`.
 
     Returns:
-        The content of the file.
+        The content of the file, and what became of the kernels that lie on a grid.
 
     Raises:
         ConversionError: the converter refused.
@@ -82,17 +90,32 @@ def convert(
     module.serve = tf.function(
         serve, input_signature=[tf.TensorSpec(i.shape, i.dtype, i.name) for i in inputs]
     )
-    try:
+    examples = [
+        {spec.name: value for spec, value in zip(inputs, values, strict=True)}
+        for values in calibration
+    ]
+
+    def converted(mode):
         function = module.serve.get_concrete_function()
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+        if mode is not None:
+            _quantization.configure(converter, mode, examples)
         if allow_select_ops:
-            converter.target_spec.supported_ops = [
-                tf.lite.OpsSet.TFLITE_BUILTINS,
-                tf.lite.OpsSet.SELECT_TF_OPS,
-            ]
+            kinds = converter.target_spec.supported_ops
+            converter.target_spec.supported_ops = {*kinds, tf.lite.OpsSet.SELECT_TF_OPS}
         return converter.convert()
+
+    try:
+        if quantization is None:
+            return converted(None), {}
+        whole = converted(None)
+        if quantization in _quantization.REWRITTEN:
+            content = _quantization.rewritten(whole, quantization)
+        else:
+            content = converted(quantization)
     except Exception as error:
         raise _explained(error) from error
+    return _quantization.keep_grids(content, whole, _quantization.find_grids(model))
 
 
 def call_model(model: keras.Model, inputs: Any) -> Any:

@@ -17,9 +17,11 @@ def main(job_path: str) -> None:
     Args:
         job_path: a JSON file with "model" (.keras file to read), "modules" (to import first, for
             custom layers), "inputs" and "outputs" (names, shapes, dtypes), "allow_select_ops",
-            "result" (.tflite file to write) and "outcome" (JSON file to write).
+            "quantization", "calibration" (.npz file of examples by input, or None), "result"
+            (.tflite file to write) and "outcome" (JSON file to write).
     """
     import keras
+    import numpy as np
 
     from keras_compaware.export import _convert
 
@@ -34,12 +36,18 @@ def main(job_path: str) -> None:
         except Exception as error:
             raise _convert.ConversionError("load", str(error)) from error
         structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        content = _convert.convert(
+        calibration = []
+        if job["calibration"]:
+            with np.load(job["calibration"]) as file:
+                calibration = list(zip(*(file[str(n)] for n in range(len(file))), strict=True))
+        content, outcome["grids"] = _convert.convert(
             model,
             structure,
             [_convert.Spec(i["name"], tuple(i["shape"]), i["dtype"]) for i in job["inputs"]],
             job["outputs"],
             allow_select_ops=job["allow_select_ops"],
+            quantization=job["quantization"],
+            calibration=calibration,
         )
         pathlib.Path(job["result"]).write_bytes(content)
     except _convert.ConversionError as error:

@@ -282,12 +282,12 @@ def operators(path: PathLike) -> dict[str, int]:
         ValueError: the file is not a valid .tflite file.
     """
     Program(path)  # refuses missing and damaged files
-    schema = _schema()
+    classes = schema()
     with open(path, "rb") as file:
-        model = schema.Model.GetRootAs(file.read())
+        model = classes.Model.GetRootAs(file.read())
     names = {
         value: name
-        for name, value in vars(schema.BuiltinOperator).items()
+        for name, value in vars(classes.BuiltinOperator).items()
         if not name.startswith("_")
     }
     codes = []
@@ -319,7 +319,8 @@ def _interpreter_class() -> Any:
     return Interpreter
 
 
-def _schema() -> Any:
+def schema() -> Any:
+    """Returns the module of the classes that read a .tflite file."""
     try:
         from ai_edge_litert import schema_py_generated
     except ImportError:

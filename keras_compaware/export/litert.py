@@ -11,22 +11,28 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_compaware import _graph, measure
+from keras_compaware._batches import batches
 from keras_compaware._files import atomic_path
+from keras_compaware.base import check_choice
 from keras_compaware.export import interpreter
 from keras_compaware.export._convert import ConversionError, Spec, call_model, convert
+from keras_compaware.export._quantization import MODES, REWRITTEN
 from keras_compaware.export._quiet import quiet
 
 PathLike = str | os.PathLike[str]
 
 _NUM_EXAMPLES = 3  # odd, so that running them in pairs leaves a smaller last batch
+_NUM_QUANTIZED = 32
 _PAIR = 2
+_MOST_CALIBRATED = 256
+_TIMED = 10
 
 
 class ExportError(RuntimeError):
@@ -44,6 +50,15 @@ class ExportResult:
         max_error: largest relative error of the file's outputs against the model's: per output
             max |a - b| / max |b|, then the largest of them. None if the file could not be run
             here because it needs the Flex delegate (`allow_select_ops=True`).
+        agreement: share of the vectors along the last axis of an output whose largest entry is at
+            the same place as in the model's output; the least of all outputs. None where no output
+            has two entries or more there, and where the file could not be run.
+        latency_ms: number of threads (1, 2) to milliseconds of one inference of one example on
+            this machine, the median of a few; empty where the file could not be run.
+        quantization: the mode, or None.
+        grids: name of each kernel that lies on a uniform grid of at most 8 bits to how the file
+            holds it: "int8" or "int4", with the very codes of that grid; "float32" or "float16",
+            not quantized; "rounded" to another grid; "not found" among the file's tensors.
         ops: operator name to count, most frequent first.
         inputs: name of each input in the file's signature to its shape, None where it may be
             resized. In the order of the model's inputs, which is not that of the file's tensors.
@@ -57,6 +72,10 @@ class ExportResult:
     ops: Mapping[str, int]
     inputs: Mapping[str, tuple[int | None, ...]]
     outputs: Mapping[str, tuple[int | None, ...]]
+    agreement: float | None = None
+    latency_ms: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    quantization: str | None = None
+    grids: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         error = (
@@ -64,12 +83,22 @@ class ExportResult:
             if self.max_error is None
             else f"max relative error {self.max_error:.1e}"
         )
+        if self.quantization is not None and self.agreement is not None:
+            error += f", predictions agree to {self.agreement:.1%}"
+        more = []
+        if self.latency_ms:
+            times = (f"{ms:.3g} ms with {n}" for n, ms in self.latency_ms.items())
+            more.append(f"  latency: {', '.join(times)} threads")
+        if self.grids:
+            held = (f"{name} {fate}" for name, fate in self.grids.items())
+            more.append(f"  grids:   {', '.join(held)}")
         return "\n".join(
             [
                 f"{self.path}: {self.bytes:,} bytes, {self.gzip_bytes:,} gzipped, {error}",
                 f"  inputs:  {', '.join(f'{n} {s}' for n, s in self.inputs.items())}",
                 f"  outputs: {', '.join(f'{n} {s}' for n, s in self.outputs.items())}",
                 f"  ops:     {', '.join(f'{count} {name}' for name, count in self.ops.items())}",
+                *more,
             ]
         )
 
@@ -79,7 +108,10 @@ def to_litert(
     path: PathLike,
     *,
     inputs: Any = None,
-    tolerance: float = 1e-4,
+    quantization: str | None = None,
+    calibration: Any = None,
+    tolerance: float | None = None,
+    min_agreement: float = 0.9,
     allow_select_ops: bool = False,
 ) -> ExportResult:
     """Writes a model as a .tflite file that computes what the model computes.
@@ -92,14 +124,42 @@ def to_litert(
     torch backends the conversion happens in a process of its own on TensorFlow; custom layers
     must then be registered with Keras and live in an importable module.
 
+    Quantization, all per output channel and symmetric for weights:
+
+        "float16":      weights of 16 bits, computed with in float32.
+        "dynamic_int8": weights of 8 bits, activations rounded to 8 bits as they come. Kernels of
+                        less than 1,024 entries stay float32.
+        "int8":         all of 8 bits but inputs and outputs, on ranges found by `calibration`.
+        "weight_int8", "weight_int4": weights of 8 or 4 bits, computed with in float32; by
+                        ai-edge-quantizer (`pip install 'keras-compaware[quantization]'`). Of 4
+                        bits are the kernels of dense layers and convolutions that are not
+                        depthwise.
+
+    A kernel that lies on a symmetric uniform grid already, as `UniformQuantization(bits,
+    axis="outputs")` leaves it, is stored with the codes of that very grid: its scales are the
+    grid's, times |gamma| / sigma where batch normalisation is folded in, and the sign of the
+    codes is that of gamma.
+
+    Zeros make no .tflite file faster, and smaller only once it is compressed (`gzip_bytes`).
+
     Args:
         model: a built model. Subclassed models need `inputs` and the TensorFlow backend.
         path: the file to write, ending in ".tflite". Its folder must exist.
         inputs: examples to compare on: an array of shape (num_examples, ...), or a list or dict
-            of them for several inputs. By default three random ones of the model's input shapes,
-            the same every time. Needed where an input's shape is not fully defined.
-        tolerance: largest relative error that is accepted, > 0. For float32 models about 1e-6 is
-            common; mixed precision and accelerators that round products need more.
+            of them for several inputs. By default three random ones of the model's input shapes
+            (32 if it is quantized), the same every time. Needed where an input's shape is not
+            fully defined.
+        quantization: None (default: float32), "float16", "dynamic_int8", "int8", "weight_int8" or
+            "weight_int4".
+        calibration: for "int8": what the ranges of activations are measured on: an array or a dict
+            of typical examples, or an iterable of batches x or (x, y, ...). Of more than 256
+            examples the first are taken.
+        tolerance: largest relative error that is accepted, > 0. Default: 1e-4, and for "float16"
+            1e-2; with integers it is checked only if given, or if no output is a prediction
+            (then 0.25). For float32 models about 1e-6 is common; mixed precision and
+            accelerators that round products need more.
+        min_agreement: with integers, the least share of predictions (places of the largest entry
+            along the last axis of an output) that have to agree, in [0, 1].
         allow_select_ops: accepts operations without a LiteRT kernel. The file then needs the Flex
             delegate on the device and, as the Python interpreter lacks that, is written without
             having been run.
@@ -110,12 +170,15 @@ def to_litert(
     Raises:
         ExportError: a step failed.
         FileNotFoundError: the folder of `path` does not exist.
-        ImportError: LiteRT is not installed.
+        ImportError: LiteRT is not installed, or ai-edge-quantizer where it is needed.
         TypeError: `model` is not a Keras model.
         ValueError: an argument does not fit.
     """
-    _check_arguments(model, path, tolerance)
-    plan = _Plan.of(model, inputs)
+    _check_arguments(model, path, tolerance, min_agreement)
+    _check_quantization(quantization, calibration)
+    plan = _Plan.of(model, inputs, quantization)
+    plan = plan.with_calibration(model, calibration)
+    limits = _Limits.of(quantization, tolerance, min_agreement)
     expected = _expected(model, plan)
     plan = dataclasses.replace(plan, outputs=_output_names(model, len(expected)))
     for name, value in zip(plan.outputs, expected, strict=True):
@@ -132,11 +195,11 @@ def to_litert(
         for attempt in attempts:
             last = attempt is attempts[-1]
             try:
-                content = _converted(model, attempt, allow_select_ops)
+                content, grids = _converted(model, attempt, allow_select_ops)
             except ConversionError as error:
-                if not last and error.reason in ("batch", "other"):
+                if not last and error.reason in ("batch", "crash", "other"):
                     continue
-                raise _conversion_failed(model, error) from error
+                raise _conversion_failed(model, error, quantization) from error
             temporary.write_bytes(content)
             ops = interpreter.operators(temporary)
             try:
@@ -155,9 +218,10 @@ def to_litert(
                         "is not fully defined, rebuild it with a full one; otherwise replace the "
                         f"layer that the operator belongs to. LiteRT says: {error}"
                     ) from error
-        max_error = None
+        max_error, agreement, latency_ms = None, None, {}
         if received is not None:
-            max_error = _compared(model, plan.outputs, received, expected, tolerance)
+            max_error, agreement = _compared(model, plan.outputs, received, expected, limits)
+            latency_ms = _latency(temporary)
         program = interpreter.Program(temporary)
         shapes = {info.name: info.shape for info in (*program.inputs, *program.outputs)}
         result = ExportResult(
@@ -168,6 +232,10 @@ def to_litert(
             ops=ops,
             inputs={spec.name: shapes[spec.name] for spec in plan.specs},
             outputs={name: shapes[name] for name in plan.outputs},
+            agreement=agreement,
+            latency_ms=latency_ms,
+            quantization=quantization,
+            grids=grids,
         )
         del program  # closes the file before it is renamed
     return result
@@ -183,6 +251,8 @@ class _Plan:
         values: the examples, one array per input.
         batch_size: the batch size that the model fixes, or None.
         outputs: names of the outputs.
+        quantization: the mode, or None.
+        calibration: one array of examples per input, or none.
     """
 
     structure: Any
@@ -190,9 +260,15 @@ class _Plan:
     values: list[np.ndarray]
     batch_size: int | None
     outputs: list[str]
+    quantization: str | None = None
+    calibration: Sequence[np.ndarray] = ()
 
     @classmethod
-    def of(cls, model: keras.Model, inputs: Any) -> "_Plan":
+    def of(cls, model: keras.Model, inputs: Any, quantization: str | None) -> "_Plan":
+        return dataclasses.replace(cls._of(model, inputs, quantization), quantization=quantization)
+
+    @classmethod
+    def _of(cls, model: keras.Model, inputs: Any, quantization: str | None) -> "_Plan":
         if not _graph.has_graph(model):
             return cls._of_subclassed(model, inputs)
         tensors = model.inputs
@@ -200,7 +276,10 @@ class _Plan:
         sizes = {t.shape[0] for t in tensors if t.shape} - {None}
         batch_size = max(sizes) if sizes else None
         if inputs is None:
-            values = _random_inputs(model, batch_size or _NUM_EXAMPLES)
+            number = _NUM_EXAMPLES if quantization is None else _NUM_QUANTIZED
+            if batch_size:
+                number = batch_size * -(-number // batch_size)
+            values = _random_inputs(model, number)
         else:
             values = _given_inputs(model, names, inputs)
         specs = [
@@ -247,18 +326,92 @@ class _Plan:
         ]
         return cls(inputs, specs, values, None, [])
 
+    def with_calibration(self, model: keras.Model, calibration: Any) -> "_Plan":
+        """Returns the plan with what it is calibrated on, checked like the examples."""
+        if calibration is None:
+            return self
+        is_one = hasattr(calibration, "shape") or isinstance(calibration, Mapping)
+        names = [spec.name for spec in self.specs]
+        pieces: list[list[np.ndarray]] = [[] for _ in self.specs]
+        number = 0
+        for batch in [calibration] if is_one else batches("to_litert", calibration):
+            x = batch[0] if isinstance(batch, list | tuple) and not is_one else batch
+            if _graph.has_graph(model):
+                arrays = _given_inputs(model, names, x)
+            else:
+                arrays = keras.tree.flatten(x)
+            for piece, array, spec in zip(pieces, arrays, self.specs, strict=True):
+                piece.append(_checked_examples(array, spec))
+            number += len(pieces[0][-1])
+            if number >= _MOST_CALIBRATED:
+                break
+        if not number:
+            raise ValueError("to_litert: `calibration` yields no batch.")
+        arrays = [np.concatenate(piece)[:_MOST_CALIBRATED] for piece in pieces]
+        return dataclasses.replace(self, calibration=arrays)
+
+    def calibrated_on(self) -> list[list[np.ndarray]]:
+        """Returns batches of the size that the model has: one array for every input."""
+        size = next((spec.shape[0] for spec in self.specs if spec.shape), None) or 1
+        number = len(self.calibration[0]) if self.calibration else 0
+        return [
+            [array[start : start + size] for array in self.calibration]
+            for start in range(0, number - size + 1, size)
+        ]
+
     def with_batch_of_one(self) -> "_Plan":
         specs = [dataclasses.replace(s, shape=(1, *s.shape[1:])) for s in self.specs]
         return dataclasses.replace(self, specs=specs)
 
 
-def _check_arguments(model: Any, path: PathLike, tolerance: float) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    """What is asked of a file's outputs.
+
+    Attributes:
+        error: largest relative error, or None.
+        error_without_classes: the same for an output without predictions.
+        agreement: least share of predictions that agree, or None.
+    """
+
+    error: float | None
+    error_without_classes: float
+    agreement: float | None
+
+    @classmethod
+    def of(cls, quantization: str | None, tolerance: float | None, agreement: float) -> "_Limits":
+        if quantization in (None, "float16"):
+            error = tolerance or (1e-4 if quantization is None else 1e-2)
+            return cls(error, error, None)
+        return cls(tolerance, tolerance or 0.25, agreement)
+
+
+def _check_quantization(quantization: Any, calibration: Any) -> None:
+    if quantization is not None:
+        check_choice("to_litert", "quantization", quantization, (None, *MODES))
+    if (quantization == "int8") != (calibration is not None):
+        raise ValueError(
+            "to_litert: `calibration`, some typical examples, goes with quantization='int8', which "
+            f"needs it. Received: quantization={quantization!r}, calibration "
+            f"{'missing' if calibration is None else 'given'}."
+        )
+    if quantization in REWRITTEN and importlib.util.find_spec("ai_edge_quantizer") is None:
+        raise ImportError(
+            f"to_litert: quantization={quantization!r} needs ai-edge-quantizer, which is not "
+            "installed. Install it with `pip install 'keras-compaware[quantization]'`."
+        )
+
+
+def _check_arguments(model: Any, path: PathLike, tolerance: Any, agreement: Any) -> None:
     if not isinstance(model, keras.Model):
         raise TypeError(f"Expected a keras.Model, received {type(model).__name__}.")
     if pathlib.Path(path).suffix != ".tflite":
         raise ValueError(f"Expected a path ending in '.tflite', received {os.fspath(path)!r}.")
-    if not isinstance(tolerance, int | float) or not 0 < tolerance < math.inf:
+    is_number = isinstance(tolerance, int | float) and 0 < tolerance < math.inf
+    if not (tolerance is None or is_number):
         raise ValueError(f"tolerance must be a positive number, received {tolerance!r}.")
+    if not isinstance(agreement, int | float) or not 0 <= agreement <= 1:
+        raise ValueError(f"min_agreement must be in [0, 1], received {agreement!r}.")
     if importlib.util.find_spec("tensorflow") is None:
         raise ExportError(
             "Exporting to LiteRT failed at the step 'import': the converter is part of TensorFlow, "
@@ -410,11 +563,11 @@ def _compared(
     names: list[str],
     received: list[np.ndarray],
     expected: list[np.ndarray],
-    tolerance: float,
-) -> float:
-    """Returns the largest relative error, or raises if it is above the tolerance."""
+    limits: _Limits,
+) -> tuple[float, float | None]:
+    """Returns the largest relative error and the least agreement, or raises if they are bad."""
     failed = f"Exporting {model.name!r} failed at the step 'compare': "
-    largest = 0.0
+    largest, least = 0.0, None
     for name, ours, theirs in zip(names, received, expected, strict=True):
         ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
         if ours.shape != theirs.shape:
@@ -422,25 +575,61 @@ def _compared(
                 f"{failed}the file's output {name!r} has the shape {ours.shape}, the model's "
                 f"{theirs.shape}."
             )
-        difference = np.abs(ours - theirs).max(initial=0.0)
-        scale = np.abs(theirs).max(initial=0.0)
-        error = 0.0 if difference == 0 else math.inf if scale == 0 else float(difference / scale)
-        if not error <= tolerance:  # NaN is above every tolerance
+        error, agreement = _relative_error(ours, theirs), _agreement(ours, theirs)
+        limit = limits.error_without_classes if agreement is None else limits.error
+        if not np.isfinite(error) or (limit is not None and error > limit):
             raise ExportError(
                 f"{failed}the relative error of the output {name!r} is {error:.2g}, above the "
-                f"tolerance {tolerance:.2g}. If the model rounds (mixed precision, an accelerator "
-                "with reduced products) or the examples are unlike real data, raise `tolerance` "
-                "or pass `inputs=`; otherwise a layer is converted wrongly."
+                f"tolerance {limit or math.inf:.2g}. If the model rounds (mixed precision, an "
+                "accelerator with reduced products) or the examples are unlike real data, raise "
+                "`tolerance` or pass `inputs=`; otherwise a layer is converted wrongly."
+            )
+        if limits.agreement is not None and agreement is not None and agreement < limits.agreement:
+            raise ExportError(
+                f"{failed}the predictions of the output {name!r} agree on {agreement:.1%} of the "
+                f"examples, below min_agreement={limits.agreement:g}. Pass real examples as "
+                "`inputs=` (and as `calibration=`), train with `UniformQuantization`, or use more "
+                "bits."
             )
         largest = max(largest, error)
-    return largest
+        if agreement is not None:
+            least = agreement if least is None else min(least, agreement)
+    return largest, least
+
+
+def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    difference = np.abs(ours - theirs).max(initial=0.0)
+    scale = np.abs(theirs).max(initial=0.0)
+    return 0.0 if difference == 0 else math.inf if scale == 0 else float(difference / scale)
+
+
+def _agreement(ours: np.ndarray, theirs: np.ndarray) -> float | None:
+    if theirs.ndim < 2 or theirs.shape[-1] < 2:
+        return None
+    return float(np.mean(ours.argmax(axis=-1) == theirs.argmax(axis=-1)))
+
+
+def _latency(path: pathlib.Path) -> dict[int, float]:
+    try:
+        return {
+            threads: interpreter.latency([path], num_threads=threads, repeats=_TIMED, warmup=1)[
+                path
+            ].median_ms
+            for threads in (1, 2)
+        }
+    except ValueError:  # shapes that are not defined, or a batch size that is fixed
+        return {}
 
 
 # Conversion
 
 
-def _converted(model: keras.Model, plan: _Plan, allow_select_ops: bool) -> bytes:
-    if keras.backend.backend() == "tensorflow":
+def _converted(
+    model: keras.Model, plan: _Plan, allow_select_ops: bool
+) -> tuple[bytes, dict[str, str]]:
+    # Calibrating may end the process: of loops (recurrent layers) it reads memory that is not its.
+    apart = plan.quantization == "int8" and _graph.has_graph(model)
+    if keras.backend.backend() == "tensorflow" and not apart:
         with quiet():
             return convert(
                 model,
@@ -448,11 +637,15 @@ def _converted(model: keras.Model, plan: _Plan, allow_select_ops: bool) -> bytes
                 plan.specs,
                 plan.outputs,
                 allow_select_ops=allow_select_ops,
+                quantization=plan.quantization,
+                calibration=plan.calibrated_on(),
             )
     return _converted_elsewhere(model, plan, allow_select_ops)
 
 
-def _converted_elsewhere(model: keras.Model, plan: _Plan, allow_select_ops: bool) -> bytes:
+def _converted_elsewhere(
+    model: keras.Model, plan: _Plan, allow_select_ops: bool
+) -> tuple[bytes, dict[str, str]]:
     """Converts in a process of its own on the TensorFlow backend."""
     if not _graph.has_graph(model):
         raise ExportError(
@@ -478,6 +671,8 @@ def _converted_elsewhere(model: keras.Model, plan: _Plan, allow_select_ops: bool
             "inputs": [dataclasses.asdict(spec) for spec in plan.specs],
             "outputs": plan.outputs,
             "allow_select_ops": allow_select_ops,
+            "quantization": plan.quantization,
+            "calibration": _saved(plan.calibrated_on(), folder / "calibration.npz"),
             "result": str(folder / "model.tflite"),
             "outcome": str(folder / "outcome.json"),
         }
@@ -498,6 +693,8 @@ def _converted_elsewhere(model: keras.Model, plan: _Plan, allow_select_ops: bool
             check=False,
         )
         outcome_path = folder / "outcome.json"
+        if process.returncode < 0:
+            raise ConversionError("crash", process.stderr.strip()[-600:])
         if process.returncode != 0 or not outcome_path.is_file():
             raise ExportError(
                 f"Exporting {model.name!r} failed at the step 'convert': the process that "
@@ -509,7 +706,15 @@ def _converted_elsewhere(model: keras.Model, plan: _Plan, allow_select_ops: bool
             raise ConversionError(
                 outcome["reason"], outcome["message"], outcome["operations"], outcome["places"]
             )
-        return (folder / "model.tflite").read_bytes()
+        return (folder / "model.tflite").read_bytes(), outcome["grids"]
+
+
+def _saved(examples: list[list[np.ndarray]], path: pathlib.Path) -> str | None:
+    if not examples:
+        return None
+    arrays = {str(n): np.stack(values) for n, values in enumerate(zip(*examples, strict=True))}
+    np.savez(path, **arrays)
+    return str(path)
 
 
 def _custom_modules(path: pathlib.Path) -> set[str]:
@@ -530,7 +735,9 @@ def _custom_modules(path: pathlib.Path) -> set[str]:
     return found - {"__main__"}
 
 
-def _conversion_failed(model: keras.Model, error: ConversionError) -> ExportError:
+def _conversion_failed(
+    model: keras.Model, error: ConversionError, quantization: str | None
+) -> ExportError:
     what = ", ".join(error.operations) or "an operation"
     where = f" (in {', '.join(error.places)})" if error.places else ""
     if error.reason == "load":
@@ -557,8 +764,18 @@ def _conversion_failed(model: keras.Model, error: ConversionError) -> ExportErro
             f"{what}{where} needs shapes that are fixed, also beyond the batch size. Give the "
             "model a full input shape (sequence length included)."
         )
+    elif error.reason == "crash":
+        text = (
+            "the converter crashed, in a process of its own. Recurrent layers and other loops "
+            f"cannot be quantized with {quantization!r}: use 'dynamic_int8' or 'weight_int8'."
+        )
     else:
         text = f"the converter refused {what}{where}."
+        if quantization is not None:
+            text += (
+                f" It was to quantize ({quantization!r}): try without it, and if that goes, "
+                "another `quantization`."
+            )
     step = "load" if error.reason == "load" else "convert"
     return ExportError(
         f"Exporting {model.name!r} failed at the step {step!r}: {text} The converter says: "

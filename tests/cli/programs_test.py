@@ -20,9 +20,11 @@ FLAGS = {
     "compact": {
         *("model", "out", "target", "data", "data_dir", "examples", "round_to", "allocation"),
     },
-    "export": {"model", "out"},
+    "export": {
+        *("model", "out", "quantization", "data", "data_dir", "examples", "min_agreement"),
+    },
     "evaluate": {"model", "data", "data_dir", "image_size", "split", "batch_size"},
-    "report": {"workdir", "compare"},
+    "report": {"workdir", "compare", "out"},
     "sweep": {"config", "workdir", "data_dir", "workers", "dry_run", "report", "retry_failed"},
 }
 
@@ -99,6 +101,20 @@ def test_compact_and_export_make_what_train_made(programs, finished, tmp_path):
     assert litert.stat().st_size == pytest.approx(report["litert_bytes"], rel=0.01)
     out = programs.succeeds("evaluate", f"--model={litert}")
     assert f"accuracy {100 * report['accuracy']:.2f} %" in out
+
+
+def test_export_of_integers(programs, finished, tmp_path):
+    model, litert = finished.path / "compact.keras", tmp_path / "int8.tflite"
+    flags = (f"--model={model}", f"--out={litert}", "--quantization=int8")
+    outcome = programs("export", *flags)
+    assert outcome.status != 0
+    assert "such as --data=digits" in outcome.err
+    assert not litert.exists()
+    folder = f"--data_dir={programs.environment['TFDS_DATA_DIR']}"
+    arguments = (*flags, "--data=digits", folder, "--min_agreement=0.7")  # hardly trained
+    out = programs.succeeds("export", *arguments)
+    assert "predictions agree to" in out
+    assert "DEQUANTIZE" in out
 
 
 def test_report(programs, finished):
