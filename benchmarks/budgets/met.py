@@ -1,7 +1,7 @@
 """Whether budgets are met: what `fit_budget` leaves of whole architectures, and whether it runs.
 
-Random weights, told from the weights alone: nothing is trained, so nothing is said of accuracy. Every
-smaller model is built and counted, and converted to a LiteRT file that is run and compared.
+Random weights, told from the weights alone: nothing is trained, so nothing is said of accuracy.
+Every smaller model is built and counted, and converted to a LiteRT file that is run and compared.
 
   KERAS_BACKEND=tensorflow python -m benchmarks.budgets.met --out=benchmarks/budgets
 """

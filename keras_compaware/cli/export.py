@@ -61,4 +61,4 @@ def main() -> None:
 
 def run() -> None:
     """Runs the program."""
-    program.run(main, define_flags)
+    program.run(main, define_flags, positional=("model", "out"))

@@ -2,6 +2,7 @@
 
 from keras_compaware.compaction.batch_norm import recalibrate_batch_norm
 from keras_compaware.compaction.compact import CompactResult, CompactRow, compact
+from keras_compaware.compaction.fold import fold_batch_norm
 from keras_compaware.compaction.recover import RecoveredRow, RecoverResult, recover
 from keras_compaware.compaction.shrink import shrink
 
@@ -11,6 +12,7 @@ __all__ = [
     "RecoverResult",
     "RecoveredRow",
     "compact",
+    "fold_batch_norm",
     "recalibrate_batch_norm",
     "recover",
     "shrink",

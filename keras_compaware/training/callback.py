@@ -328,8 +328,7 @@ class CompressionCallback(keras.callbacks.Callback):
 
     def _read_step(self):
         model = self.model  # On JAX this moves the trainer's state into the variables.
-        iterations = keras.ops.convert_to_tensor(model.optimizer.iterations)
-        return int(keras.ops.convert_to_numpy(iterations))
+        return int(keras.ops.convert_to_numpy(model.optimizer.iterations.value))
 
     def _fire(self, step, rate=None):
         self._known, self._batches = step, 0
