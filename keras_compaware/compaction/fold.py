@@ -40,8 +40,8 @@ def fold_batch_norm(model):
         kernel' = f * kernel,   bias' = f * (bias - mean) + beta
 
     The outputs are those of `model(x, training=False)`. The new model has fewer parameters and no
-    statistics, is not compiled, and computes the same in training: fold when training is over. An
-    `Identity` of the same name stands where a normalisation was.
+    statistics, is not compiled, and computes the same in training: fold when training is over. A
+    linear `Activation` of the same name stands where a normalisation was.
 
     Folded is what follows a Dense, convolution, depthwise, separable or transposed convolution
     (and no subclass of them) without an activation, of which nothing else reads the output, where
@@ -77,7 +77,8 @@ def fold_batch_norm(model):
 
     def change(layer):
         if id(layer) in norms:
-            return keras.layers.Identity(name=layer.name, dtype=layer.dtype_policy), None
+            nothing = keras.layers.Activation("linear", name=layer.name, dtype=layer.dtype_policy)
+            return nothing, None
         if id(layer) in linear:
             made[id(layer)] = made_anew(layer, {**layer.get_config(), "use_bias": True})
             return made[id(layer)], None

@@ -328,7 +328,10 @@ class CompressionCallback(keras.callbacks.Callback):
 
     def _read_step(self):
         model = self.model  # On JAX this moves the trainer's state into the variables.
-        return int(keras.ops.convert_to_numpy(model.optimizer.iterations.value))
+        iterations = model.optimizer.iterations  # counted in updates, a tensor if they accumulate
+        if isinstance(iterations, keras.Variable):
+            iterations = iterations.value
+        return int(keras.ops.convert_to_numpy(iterations))
 
     def _fire(self, step, rate=None):
         self._known, self._batches = step, 0
