@@ -1,4 +1,4 @@
-"""Plots of a sweep: accuracy against the period, heatmaps, distortion of the firings.
+"""Plots of a sweep (accuracy against the period, heatmaps, distortion of firings), sensitivities.
 
 Matplotlib is imported when a plot is drawn; it comes with the extra `plots`.
 """
@@ -205,6 +205,51 @@ def _draw_distortions(axis, rows, periods):
     axis.set_xlabel("optimizer step")
     axis.set_yscale("log")
     axis.grid(alpha=0.3)
+
+
+def plot_sensitivity(sensitivity: Any, folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Draws how much the loss grows with fewer channels of each space, and lower ranks.
+
+    A panel each for channels and ranks, a curve for every space or kernel: growth of the loss
+    against the number that is left. The most sensitive ones, at half of the number that was measured
+    at most, are named.
+
+    Args:
+        sensitivity: A `Sensitivity`.
+        folder: An existing folder, for sensitivity.png and sensitivity.svg.
+
+    Returns:
+        The files.
+    """
+    files: list[pathlib.Path] = []
+    panels = {"channels kept": sensitivity.channels, "rank": sensitivity.ranks}
+    panels = {name: curves for name, curves in panels.items() if curves} or {"channels kept": {}}
+    with _figure(len(panels), 1, pathlib.Path(folder) / "sensitivity", files) as axes:
+        for (axis,), (name, curves) in zip(axes, panels.items(), strict=True):
+            _draw_sensitivities(axis, curves, sensitivity.baseline)
+            axis.set_xlabel(name)
+            axis.set_ylabel(f"growth of {sensitivity.measure}", fontsize=6)
+    return files
+
+
+def _draw_sensitivities(axis, curves, baseline):
+    def at_half(name):
+        return curves[name][min(curves[name], key=lambda n: abs(n - max(curves[name]) / 2))]
+
+    named = sorted(curves, key=at_half, reverse=True)[: len(_COLOURS) * 2]
+    for name, curve in curves.items():
+        amounts = sorted(curve)
+        style = {"color": "lightgray", "zorder": 1}
+        if name in named:
+            place = named.index(name)
+            dash = "-" if place < len(_COLOURS) else "--"
+            style = {"color": _COLOURS[place % len(_COLOURS)], "linestyle": dash, "label": name}
+        growth = [curve[amount] - baseline for amount in amounts]
+        axis.plot(amounts, growth, linewidth=1.0, marker=".", markersize=3, **style)
+    axis.set_xscale("log")
+    axis.grid(alpha=0.3)
+    if named:
+        axis.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
 def _families(rows: Rows) -> dict[str, dict[str, list[Mapping[str, Any]]]]:

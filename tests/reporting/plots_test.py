@@ -1,5 +1,7 @@
 """Plots of a sweep are written, in both formats, and the same every time."""
 
+import types
+
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -78,3 +80,20 @@ def test_a_heatmap_shows_what_diverged(monkeypatch, tmp_path):
 def test_nothing_to_draw(tmp_path):
     assert draw(tmp_path, [record(kind="dense")]) == []
     assert draw(tmp_path, [record(1, status="failed")])
+
+
+def test_sensitivities(tmp_path):
+    found = types.SimpleNamespace(
+        measure="change of the outputs",
+        baseline=0.5,
+        channels={f"space{n}": {2: 0.6 + n, 4: 0.55 + n / 9, 8: 0.5} for n in range(15)},
+        ranks={"dense/kernel": {1: 3.0, 16: 0.6}},
+    )
+    files = plots.plot_sensitivity(found, tmp_path)
+    assert [file.name for file in files] == ["sensitivity.png", "sensitivity.svg"]
+    text = files[1].read_text()
+    assert "growth of change of the outputs" in text
+    assert "space14 -->" in text  # the most sensitive ones are named
+    assert "space0 -->" not in text
+    found.channels, found.ranks = {}, {}
+    assert plots.plot_sensitivity(found, tmp_path)
