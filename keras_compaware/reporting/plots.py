@@ -211,8 +211,8 @@ def plot_sensitivity(sensitivity: Any, folder: str | os.PathLike) -> list[pathli
     """Draws how much the loss grows with fewer channels of each space, and lower ranks.
 
     A panel each for channels and ranks, a curve for every space or kernel: growth of the loss
-    against the number that is left. The most sensitive ones, at half of the number that was measured
-    at most, are named.
+    against the number that is left. The most sensitive ones, at half of the largest number that was
+    measured, are named.
 
     Args:
         sensitivity: A `Sensitivity`.
