@@ -4,6 +4,7 @@ import json
 import os
 
 import keras
+import numpy as np
 from absl import flags
 
 from keras_compaware import measure
@@ -56,15 +57,15 @@ def main() -> None:
         if target is None and flags.FLAGS[name].present:
             raise program.UserError(f"--{name} is of no use without --target.")
     model = load_model(path)
-    allocation = _allocation(model, target)
+    batches = list(examples.batches()) if values.data else None
+    allocation = _allocation(model, target, batches)
     if allocation is None:
         result = compact(model)
         program.say(result)
     else:
         program.say(allocation)
         result = allocation.apply(model)
-        if values.data:
-            batches = list(examples.batches())
+        if batches is not None:
             recalibrate_batch_norm(result.model, batches, len(batches))
     save_model(result.model, out)
     before, after = measure.parameters(model), measure.parameters(result.model)
@@ -89,7 +90,9 @@ def parsed_target(text: str) -> dict[str, float]:
         ) from None
 
 
-def _allocation(model: keras.Model, target: dict[str, float] | None) -> Allocation | None:
+def _allocation(
+    model: keras.Model, target: dict[str, float] | None, batches: list[np.ndarray] | None
+) -> Allocation | None:
     values = flags.FLAGS
     if target is None:
         return None if values.allocation is None else _read(values.allocation)
@@ -97,7 +100,7 @@ def _allocation(model: keras.Model, target: dict[str, float] | None) -> Allocati
         program.output_path("allocation", ".json")
     found = fit_budget(
         model,
-        list(examples.batches()) if values.data else None,
+        batches,
         target,
         round_to=values.round_to,
         verbose=0,

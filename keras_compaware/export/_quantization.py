@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_compaware._math.axes import matricise
 from keras_compaware.export.interpreter import schema
 from keras_compaware.kernels import find_targets
 
@@ -51,7 +52,7 @@ def find_grids(model: keras.Model) -> list[Grid]:
     """Returns the kernels that lie on symmetric uniform grids of at most 8 bits, exactly."""
     found = []
     for target in find_targets(model)[0]:
-        rows = _rows(keras.ops.convert_to_numpy(target.read()).astype("float64"), target.axes)
+        rows = _rows(target)
         if not rows.size or _codes(rows[:_FEW]) is None:
             continue
         codes = _codes(rows)
@@ -60,11 +61,10 @@ def find_grids(model: keras.Model) -> list[Grid]:
     return found
 
 
-def _rows(array, axes):
-    first = (*axes.batch(array.ndim), *axes.outputs)
-    rest = tuple(axis for axis in range(array.ndim) if axis not in first)
-    number = int(np.prod([array.shape[axis] for axis in first], dtype=int))
-    return np.transpose(array, (*first, *rest)).reshape(number, -1)
+def _rows(target):
+    matrix, _ = matricise(keras.ops.cast(target.read(), "float32"), target.axes)
+    columns = np.swapaxes(keras.ops.convert_to_numpy(matrix).astype("float64"), 1, 2)
+    return columns.reshape(-1, columns.shape[-1])
 
 
 def _codes(rows):
@@ -240,8 +240,7 @@ class _Tensor:
         factors = factors[:, 0]
         # A row of zeros has no factor, and any scale.
         new = np.where(factors == 0, scales, np.abs(factors)).astype("float32")
-        signed = np.where(factors < 0, -1, 1)[:, None] * codes.astype(np.int8)
-        signed = np.where(factors[:, None] == 0, 0, signed)
+        signed = np.sign(factors)[:, None] * codes
         shape = (self._shape[axis], *(n for i, n in enumerate(self._shape) if i != axis))
         values = np.moveaxis(signed.reshape(shape), 0, axis).astype(np.int8).reshape(-1)
         if self.type == "INT4":

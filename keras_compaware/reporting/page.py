@@ -61,15 +61,13 @@ def html(
     >>> page[:15], "digits, tiny" in page
     ('<!DOCTYPE html>', True)
     """
-    reports = [report, *compare]
-    labels = [one["name"] for one in map(checked, reports)] if labels is None else list(labels)
+    reports = [checked(one) for one in (report, *compare)]
+    labels = [one["name"] for one in reports] if labels is None else list(labels)
     if len(labels) != len(reports):
         raise ValueError(
             f"html: `labels` must be one for each run. Received: {len(labels)} for "
             f"{len(reports)} runs."
         )
-    for one in reports:
-        checked(one)
     library = _library()
     charts: dict[str, list[dict[str, Any]]] = {}
     parts = [

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from keras_compaware.reporting import figures
 from keras_compaware.reporting.check import number
 from keras_compaware.reporting.markup import Html, details, join, table, tag
-from keras_compaware.reporting.table import early_line
+from keras_compaware.reporting.table import early_line, runs_of
 
 Report = Mapping[str, Any]
 Charts = dict[str, list[dict[str, Any]]]
@@ -207,13 +207,7 @@ def pareto_front(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def comparison(reports: Sequence[Report], labels: Sequence[str], charts: Charts) -> Section:
     """Returns accuracy against cost, and a table of all runs."""
-    runs, twins = [], []
-    for report, name in zip(reports, labels, strict=True):
-        twin = {key: report["dense"][key] for key in ("accuracy", "parameters", "litert_bytes")}
-        if twin not in twins:
-            twins.append(twin)
-            runs.append((f"dense twin, {report['config']['model']}", report["dense"], True))
-        runs.append((name, report["compact"], False))
+    runs = runs_of(reports, labels)
     variants, on_front = [], []
     for cost in _COSTS:
         rows = [

@@ -35,14 +35,28 @@ def results_table(
         table.add_row("compact / dense", *_ratios(report["dense"], report["compact"]))
         return table
     labels = labels or [report["name"] for report in reports]
-    twins = []
+    for name, values, _ in runs_of(reports, labels):
+        table.add_row(name, *_cells(values))
+    return table
+
+
+def runs_of(
+    reports: Sequence[Mapping[str, Any]], labels: Sequence[str]
+) -> list[tuple[str, Mapping[str, Any], bool]]:
+    """Returns names, measurements, and whether it is a dense twin: each of these once.
+
+    Args:
+        reports: Contents of `report.json` files.
+        labels: What the runs are called.
+    """
+    twins, runs = [], []
     for report, label in zip(reports, labels, strict=True):
         twin = {key: report["dense"][key] for key in ("accuracy", "parameters", "litert_bytes")}
         if twin not in twins:
             twins.append(twin)
-            table.add_row(f"dense twin, {report['config']['model']}", *_cells(report["dense"]))
-        table.add_row(label, *_cells(report["compact"]))
-    return table
+            runs.append((f"dense twin, {report['config']['model']}", report["dense"], True))
+        runs.append((label, report["compact"], False))
+    return runs
 
 
 def states_table(report: Mapping[str, Any]) -> rich.table.Table | None:

@@ -64,7 +64,8 @@ def constrained(target, constraint, budget=None, step=0):
         def perturbed(w):
             return *_measured(w, constraint(w, axes=target.axes, budget=budget, key=key)), ()
 
-        return Rewrite(target, perturbed, (target.read(),), is_traced=False)
+        before = ops.stop_gradient(target.read())
+        return Rewrite(target, perturbed, (before,), is_traced=False)
     function = _constrained(constraint, target.axes, budget is not None)
     arguments = (target.read(),) if budget is None else (target.read(), _scalar(budget))
     return Rewrite(target, function, arguments)

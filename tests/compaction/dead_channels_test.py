@@ -25,9 +25,9 @@ from keras_compaware.compaction.factorise import cut_code
 from keras_compaware.coupling import analyse
 from tests.coupling import networks
 from tests.coupling.helpers import array, inputs_of, outputs_of, randomise
+from tests.marks import slow_on_jax
 
 # JAX compiles every operation anew for every shape: a whole network takes seconds.
-slow_on_jax = pytest.mark.slow if keras.backend.backend() == "jax" else lambda function: function
 
 
 def live(model):

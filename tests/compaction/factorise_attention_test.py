@@ -23,10 +23,10 @@ from tests.compaction.helpers import (
     lower_rank,
     outputs_of,
 )
+from tests.marks import slow_on_jax
 
 layers = keras.layers
 BACKEND = keras.backend.backend()
-slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda test: test
 ALL = "query rank 2 of 16; key rank 2 of 16; value rank 2 of 16; output rank 2 of 16"
 
 

@@ -25,10 +25,10 @@ from tests.compaction.helpers import (
     lower_rank,
     outputs_of,
 )
+from tests.marks import slow_on_jax
 
 layers = keras.layers
 BACKEND = keras.backend.backend()
-slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda test: test
 KINDS = {"LSTM": LowRankLSTMCell, "GRU": LowRankGRUCell, "SimpleRNN": LowRankSimpleRNNCell}
 SHAPE = (5, 16)
 X = data(SHAPE)

@@ -25,22 +25,11 @@ from keras_compaware.compaction.shrink import shrink
 from keras_compaware.coupling import analyse, channel_spaces
 from tests.coupling import networks
 from tests.coupling.helpers import array, check_law, inputs_of, outputs_of, randomise
+from tests.marks import slow_on_jax
 
 BACKEND = keras.backend.backend()
 TOLERANCE = {"tensorflow": 1e-9, "torch": 1e-5, "jax": 1e-3}[BACKEND]  # as in shrink_test.py
 HEADS = "attention/heads"
-
-slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda function: function
-
-
-@pytest.fixture
-def double():
-    """Layers compute in float64, where the backend does."""
-    before = keras.config.dtype_policy()
-    if BACKEND != "jax":
-        keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy(before)
 
 
 def called_twice():

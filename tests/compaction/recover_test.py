@@ -7,9 +7,9 @@ from keras import layers
 
 import keras_compaware as kc
 from tests.compaction.helpers import array, data, outputs_of, randomise
+from tests.marks import slow_on_jax
 
 BACKEND = keras.backend.backend()
-slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda function: function
 
 
 def copy_of(weights):

@@ -25,22 +25,11 @@ from keras_compaware.layers import LowRankLSTMCell
 from keras_compaware.scores import Activation
 from tests.coupling import networks
 from tests.coupling.helpers import array, check_law, inputs_of, outputs_of, randomise
+from tests.marks import slow_on_jax
 
 BACKEND = keras.backend.backend()
 # JAX computes in float32 here, and so do products on PyTorch, whatever the policy.
 TOLERANCE = {"tensorflow": 1e-12, "torch": 1e-5, "jax": 1e-4}[BACKEND]
-
-slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda function: function
-
-
-@pytest.fixture
-def double():
-    """Layers compute in float64, where the backend does."""
-    before = keras.config.dtype_policy()
-    if BACKEND != "jax":
-        keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy(before)
 
 
 def in_front(*steps, shape=(5, 3), batch_size=None, last=None):

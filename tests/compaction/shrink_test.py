@@ -21,6 +21,7 @@ from tests.coupling.helpers import (
     random_keep,
     randomise,
 )
+from tests.marks import slow_on_jax
 
 BACKEND = keras.backend.backend()
 # JAX computes in float32 unless it is told otherwise before anything runs, and compiles every
@@ -30,22 +31,8 @@ TOLERANCE = {"tensorflow": 1e-9, "torch": 1e-5, "jax": 1e-3}[BACKEND]
 FAST_ON_JAX = {"squeeze_and_excite", "reshapes", "split"}
 
 
-def slow_on_jax(test):
-    return pytest.mark.slow(test) if BACKEND == "jax" else test
-
-
 def marks(name):
     return [pytest.mark.slow] if BACKEND == "jax" and name not in FAST_ON_JAX else []
-
-
-@pytest.fixture
-def double():
-    """Layers compute in float64, where the backend does."""
-    before = keras.config.dtype_policy()
-    if BACKEND != "jax":
-        keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy(before)
 
 
 EVERY = [

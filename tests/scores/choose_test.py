@@ -12,13 +12,10 @@ from keras_compaware.coupling import analyse, channel_spaces
 from keras_compaware.scores import choose_channels
 from tests.coupling import networks as coupled
 from tests.coupling.helpers import randomise
+from tests.marks import slow_on_jax
 from tests.scores import networks
 
 BACKEND = keras.backend.backend()
-
-
-def slow_on_jax(test):
-    return pytest.mark.slow(test) if BACKEND == "jax" else test
 
 
 def chain(*sizes):

@@ -13,13 +13,10 @@ from keras_compaware.coupling.flow import LAYER_RULES
 from keras_compaware.scores import Activation, Taylor
 from tests.coupling import networks as coupled
 from tests.coupling.helpers import array, inputs_of, randomise
+from tests.marks import slow_on_jax
 from tests.scores import networks
 
 BACKEND = keras.backend.backend()
-
-
-def slow_on_jax(test):
-    return pytest.mark.slow(test) if BACKEND == "jax" else test
 
 
 def product():

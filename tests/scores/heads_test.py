@@ -20,10 +20,10 @@ from keras_compaware.scores import (
 )
 from tests.coupling import networks
 from tests.coupling.helpers import array, inputs_of, randomise
+from tests.marks import slow_on_jax
 
 HEADS = "attention/heads"
 BACKEND = keras.backend.backend()
-slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda function: function
 
 
 def kernels(attention):

@@ -12,13 +12,10 @@ import keras_compaware as kc
 from keras_compaware import measure
 from keras_compaware.models import resnet_20
 from keras_compaware.scores import choose_ranks, cost_of_ranks
+from tests.marks import slow_on_jax
 
 BACKEND = keras.backend.backend()
 MEASURES = {"params": measure.parameters, "macs": measure.macs}
-
-
-def slow_on_jax(test):
-    return pytest.mark.slow(test) if BACKEND == "jax" else test
 
 
 def fill(model, decay=1.0, seed=0):

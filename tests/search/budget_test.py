@@ -17,11 +17,11 @@ from keras_compaware.search.groups import CHANNELS, Groups
 from keras_compaware.search.sensitivities import Sensitivity
 from tests.coupling import networks
 from tests.coupling.helpers import inputs_of, outputs_of, randomise
+from tests.marks import slow_on_jax
 
 BACKEND = keras.backend.backend()
 MEASURES = {"params": measure.parameters, "macs": measure.macs}
 # On JAX every operation is compiled anew for every shape, which is most of what these tests cost.
-slow_on_jax = pytest.mark.slow if BACKEND == "jax" else lambda function: function
 
 
 def convolutional():

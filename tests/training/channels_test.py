@@ -36,9 +36,9 @@ from keras_compaware import (
 )
 from tests.coupling import networks
 from tests.coupling.helpers import array, randomise
+from tests.marks import slow_on_jax
 
 ON_JAX = keras.backend.backend() == "jax"
-slow_on_jax = pytest.mark.slow if ON_JAX else lambda function: function
 BATCH, BATCHES, WIDTH, HIDDEN = 4, 6, 5, 6
 ROW = WIDTH + 1 + 2  # weights of a hidden unit: incoming, bias, outgoing
 

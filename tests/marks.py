@@ -1,0 +1,9 @@
+"""Marks that tests share."""
+
+import keras
+import pytest
+
+
+def slow_on_jax(test):
+    """A decorator: on JAX, which compiles every operation for every shape, the test is slow."""
+    return pytest.mark.slow(test) if keras.backend.backend() == "jax" else test
