@@ -328,9 +328,8 @@ class CompressionCallback(keras.callbacks.Callback):
 
     def _read_step(self):
         model = self.model  # On JAX this moves the trainer's state into the variables.
-        iterations = model.optimizer.iterations  # counted in updates, a tensor if they accumulate
-        if isinstance(iterations, keras.Variable):
-            iterations = iterations.value
+        # A tensor where gradients accumulate; under a distribution strategy one copy per device.
+        iterations = keras.ops.convert_to_tensor(model.optimizer.iterations)
         return int(keras.ops.convert_to_numpy(iterations))
 
     def _fire(self, step, rate=None):

@@ -60,10 +60,16 @@ def test_what_is_missing(programs, config, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["train", "export", "evaluate", "report"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "report"])
 def test_arguments_that_are_no_flags(programs, name):
     message = programs.fails(name, "model.keras")
     assert "unexpected argument 'model.keras': every argument is a flag" in message
+
+
+@pytest.mark.parametrize("name", ["compact", "export"])
+def test_more_arguments_than_a_program_takes(programs, name):
+    message = programs.fails(name, "in.keras", "out", "another")
+    assert "unexpected argument 'another'" in message
 
 
 @pytest.mark.parametrize("name", ["train", "compact", "export", "evaluate", "report"])
@@ -251,8 +257,9 @@ def test_reports_that_are_none(programs, finished, tmp_path):
     report = tmp_path / "report.json"
     for text, expected in (
         ("{", "damaged"),
-        ("[]", "lacks 'name'"),
-        ('{"name": 1}', "lacks 'dense'"),
+        ("[]", "expected an object, received a list"),
+        ('{"name": 1}', "its part name is damaged: expected a text, received 1"),
+        ('{"name": "a"}', "lacks 'dense'"),
     ):
         report.write_text(text)
         message = programs.fails("report", f"--workdir={finished.path}", f"--compare={tmp_path}")
