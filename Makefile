@@ -11,12 +11,14 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+# What only the documentation needs is installed with the first `make docs` or `make test-slow`.
+DOCS_STAMP := $(STAMP)-docs
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow lint format clean distclean
+.PHONY: help venv demo test test-slow docs lint format clean distclean
 
 help: ## list the tasks
 	@echo "usage: make TASK"
@@ -37,6 +39,10 @@ $(PY):
 $(STAMP): pyproject.toml constraints.txt | $(PY)
 	@echo "Installing keras-compaware[$(EXTRAS)] into $(VENV); the first time takes minutes."
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 demo: $(STAMP) ## train, compress and export a small network; ends with a table of results
@@ -76,9 +82,13 @@ test: $(STAMP) ## the fast tests on every installed backend, the docstrings' exa
 	$(PY) -m coverage combine --quiet && $(PY) -m coverage report || failed=1; \
 	printf "backends:$$results\n"; exit $$failed
 
-test-slow: $(STAMP) ## the slow tests on every installed backend
+test-slow: $(DOCS_STAMP) ## the slow tests on every installed backend
 	@$(call run-tests,slow,,); \
 	printf "backends:$$results\n"; exit $$failed
+
+docs: $(DOCS_STAMP) ## build the documentation as web pages, with warnings as errors
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "written to docs/_build/html/index.html"
 
 lint: $(STAMP) ## check style and formatting
 	$(VENV)/bin/ruff check .
@@ -88,8 +98,8 @@ format: $(STAMP) ## mend what the linter can mend, and reformat
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean: ## remove caches, coverage data and built packages; keep .venv and runs
-	rm -rf .coverage .coverage.* htmlcov dist .pytest_cache .ruff_cache .hypothesis
+clean: ## remove caches, coverage data, built packages and pages; keep .venv and runs
+	rm -rf .coverage .coverage.* htmlcov dist .pytest_cache .ruff_cache .hypothesis docs/_build docs/_generated
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv
