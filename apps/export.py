@@ -1,7 +1,8 @@
-"""Exports a Keras model to a LiteRT (TFLite) file, which is run and compared before it is kept.
+"""Exports a Keras model to a LiteRT (TFLite) or ONNX file, run and compared before it is kept.
 
 python -m apps.export --model=small.keras --out=small.tflite
 python -m apps.export --model=small.keras --out=small.tflite --quantization=int8 --data=digits
+python -m apps.export --model=small.keras --out=small.onnx
 """
 
 import os

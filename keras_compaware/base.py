@@ -17,6 +17,9 @@ import numpy as np
 from keras import ops
 
 PACKAGE = "keras_compaware"
+_MOST = float(np.finfo("float32").max)
+_MOST_STEPS = 2**31 - 1  # what an optimizer counts on every backend
+MOST_SEEDS = 2**64 - 1
 
 
 def register(cls):
@@ -38,6 +41,7 @@ class Value:
     @classmethod
     def from_config(cls, config):
         """Builds the value from `get_config()`'s result, nested Keras objects included."""
+        check_keys(cls.__name__, config, [field.name for field in dataclasses.fields(cls)])
         return cls(**{name: _deserialize(value) for name, value in config.items()})
 
     def replace(self, **changes):
@@ -53,8 +57,20 @@ def _deserialize(value):
     return value
 
 
+def check_keys(owner, config, known):
+    """Raises unless `config` is a mapping whose keys are all among `known`."""
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{owner}: a configuration must be a mapping. Received: {config!r}.")
+    unknown = [key for key in config if key not in known]
+    if unknown:
+        raise ValueError(
+            f"{owner}: a configuration may have the keys {', '.join(known)}. "
+            f"Received: {', '.join(map(repr, unknown))}."
+        )
+
+
 def check_number(owner, name, value, low, high, *, low_open=False, optional=False):
-    """Raises unless `value` is a finite number in [low, high] (or (low, high])."""
+    """Raises unless `value` is a number in [low, high] (or (low, high]), finite in float32."""
     if optional and value is None:
         return
     interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
@@ -64,12 +80,13 @@ def check_number(owner, name, value, low, high, *, low_open=False, optional=Fals
             f"Received: {value!r} (of type {type(value).__name__})."
         )
     inside = (low < value if low_open else low <= value) and value <= high
-    if not inside or not math.isfinite(value):
-        raise ValueError(f"{owner}: `{name}` must be in {interval}. Received: {value!r}.")
+    if not inside or value > _MOST:
+        finite = " and finite in float32" if _MOST < value < math.inf else ""
+        raise ValueError(f"{owner}: `{name}` must be in {interval}{finite}. Received: {value!r}.")
 
 
-def check_integer(owner, name, value, low, *, optional=False):
-    """Raises unless `value` is an integer of at least `low`."""
+def check_integer(owner, name, value, low, *, high=_MOST_STEPS, optional=False):
+    """Raises unless `value` is an integer of at least `low`, and of at most 31 bits or `high`."""
     if optional and value is None:
         return
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
@@ -79,6 +96,17 @@ def check_integer(owner, name, value, low, *, optional=False):
         )
     if value < low:
         raise ValueError(f"{owner}: `{name}` must be at least {low}. Received: {value!r}.")
+    if value > high:
+        raise ValueError(f"{owner}: `{name}` must be at most {high}. Received: {value!r}.")
+
+
+def check_bool(owner, name, value):
+    """Raises unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{owner}: `{name}` must be True or False. "
+            f"Received: {value!r} (of type {type(value).__name__})."
+        )
 
 
 def check_pair(owner, name, value, low, meaning):
@@ -93,8 +121,8 @@ def check_pair(owner, name, value, low, meaning):
 
 
 def check_choice(owner, name, value, choices):
-    """Raises unless `value` is one of `choices`."""
-    if value not in choices:
+    """Raises unless `value` is one of `choices`: texts, or None."""
+    if not (value is None or isinstance(value, str)) or value not in choices:
         raise ValueError(
             f"{owner}: `{name}` must be one of {', '.join(map(repr, choices))}. "
             f"Received: {value!r}."
@@ -128,11 +156,18 @@ class KernelAxes(Value):
 
     def __post_init__(self):
         for name in ("inputs", "outputs", "spatial"):
-            object.__setattr__(self, name, tuple(int(axis) for axis in getattr(self, name)))
+            axes = getattr(self, name)
+            if not isinstance(axes, (list, tuple)):
+                raise TypeError(
+                    f"KernelAxes: `{name}` must be a tuple of axes. Received: {axes!r}."
+                )
+            for axis in axes:
+                check_integer("KernelAxes", name, axis, 0)
+            object.__setattr__(self, name, tuple(map(int, axes)))
         named = self.inputs + self.outputs + self.spatial
-        if len(set(named)) != len(named) or any(axis < 0 for axis in named):
+        if len(set(named)) != len(named):
             raise ValueError(
-                "KernelAxes: every axis may have one role only and must not be negative. Received: "
+                "KernelAxes: every axis may have one role only. Received: "
                 f"inputs={self.inputs}, outputs={self.outputs}, spatial={self.spatial}."
             )
         check_integer("KernelAxes", "groups", self.groups, 1)
@@ -810,6 +845,7 @@ class Every(Value):
                 f"MagnitudePruning(sparsity=0.9). Received: {self.constraint!r}."
             )
         _check_ramp("Every", self.ramp, self.constraint, self.begin, self.end)
+        check_bool("Every", "hold", self.hold)
         if self.hold and not getattr(self.constraint, "selects", False):
             raise ValueError(
                 "Every: `hold=True` keeps the zeros of a compressor that selects entries, such as "
@@ -969,6 +1005,10 @@ class Skip(Value):
 
     reason: str = "left alone by a rule"
 
+    def __post_init__(self):
+        if not isinstance(self.reason, str):
+            raise TypeError(f"Skip: `reason` must be a text. Received: {self.reason!r}.")
+
 
 ACTIONS = (Every, Proximal, Penalty, StraightThrough, AtEnd, Skip)
 
@@ -979,6 +1019,8 @@ def as_kernel(w, axes):
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     if "float" not in dtype:
         raise TypeError(f"A kernel must have a float dtype. Received: {dtype}.")
+    if 0 in tensor.shape:
+        raise ValueError(f"A kernel must have entries. Received: shape {tuple(tensor.shape)}.")
     axes = axes_by_rank(len(tensor.shape)) if axes is None else axes
     axes.batch(len(tensor.shape))
     if dtype == "float32":

@@ -143,6 +143,9 @@ def find_targets(model):
                 targets[first] = dataclasses.replace(known, aliases=(*known.aliases, name))
                 continue
             axes.batch(len(variable.shape))
+            if 0 in variable.shape:
+                skipped.append(Skipped(name, layer, f"it has no entries: {tuple(variable.shape)}"))
+                continue
             seen[id(variable)] = name
             targets[name] = Target(name, (variable,), axes, layer, (), id(layer) in heads)
     return list(targets.values()), skipped

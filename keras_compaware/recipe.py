@@ -12,6 +12,8 @@ from keras_compaware.base import (
     Skip,
     StraightThrough,
     Value,
+    check_bool,
+    check_keys,
     register,
 )
 from keras_compaware.compaction.rebuild import clone, copy_model
@@ -29,7 +31,7 @@ from keras_compaware.rules import (
 )
 from keras_compaware.training import CompressionCallback, CompressionOptimizer
 from keras_compaware.training.callback import bind_optimizer
-from keras_compaware.training.firing import apply, constrained
+from keras_compaware.training.firing import apply, constrained, finite
 from keras_compaware.training.optimizer import acts_in_step, holds
 
 _REGULARIZER_ARGUMENT = {
@@ -84,10 +86,14 @@ class Recipe(Value):
 
     def __init__(self, rules=(), strict=False, channels=()):
         self.rules = checked_rules("rules", rules)
-        self.strict = bool(strict)
+        check_bool("Recipe", "strict", strict)
+        self.strict = strict
         self.channels = checked_rules("channels", channels)
         if not (self.rules or self.channels):
-            raise ValueError("Recipe: give at least one rule.")
+            raise ValueError(
+                "Recipe: give at least one rule. Received: none, neither in `rules` nor in "
+                "`channels`."
+            )
         _refuse_what_channels_cannot_do(self.channels)
         _refuse_what_undoes_channels(self.rules, self.channels)
 
@@ -96,8 +102,13 @@ class Recipe(Value):
 
     @classmethod
     def from_config(cls, config):
-        rules = map(deserialized_rules, (config["rules"], config["channels"]))
-        return cls(next(rules), config["strict"], next(rules))
+        check_keys("Recipe", config, ["rules", "strict", "channels"])
+        rules = {
+            name: deserialized_rules(config[name])
+            for name in ("rules", "channels")
+            if name in config
+        }
+        return cls(**{**config, **rules})
 
     def __eq__(self, other):
         return isinstance(other, Recipe) and self.get_config() == other.get_config()
@@ -413,6 +424,7 @@ def compress(model, recipe):
 
     Raises:
         ValueError: If the recipe has no compressor, or does not fit the model.
+        FloatingPointError: If a kernel holds NaN or infinity.
 
     Example:
     >>> import keras
@@ -428,7 +440,9 @@ def compress(model, recipe):
     for assignment, compressor in recipe._final(copy):
         target = assignment.target
         done.update(id(variable) for variable in target.variables)
-        apply([constrained(target, compressor.settle(target.read(), target.axes))])
+        with finite([target]):
+            settled = compressor.settle(target.read(), target.axes)
+        apply([constrained(target, settled)])
     if not done:
         raise ValueError(
             f"compress: {recipe!r} has no compressor for any kernel; proximal maps and penalties "

@@ -14,6 +14,7 @@ from keras_compaware.base import (
     Skip,
     StraightThrough,
     Value,
+    check_keys,
     register,
 )
 from keras_compaware.kernels import check_where, matches, reason_to_skip
@@ -39,7 +40,9 @@ class Rule(Value):
     def __init__(self, where, *actions):
         check_where("Rule", where)
         if not actions:
-            raise ValueError(f"Rule({where!r}): give at least one action, for example Skip().")
+            raise ValueError(
+                f"Rule({where!r}): give at least one action, for example Skip(). Received: none."
+            )
         for action in actions:
             if not isinstance(action, ACTIONS):
                 raise TypeError(
@@ -65,14 +68,16 @@ class Rule(Value):
 
     @classmethod
     def from_config(cls, config):
-        where = config["where"]
+        check_keys("Rule", config, ["where", "actions"])
+        where, actions = config.get("where"), config.get("actions", ())
         if isinstance(where, dict) and "layer_class" in where:
             where = _layer_class(where)
         elif isinstance(where, dict):
             where = keras.saving.deserialize_keras_object(where)
-        actions = config["actions"]
         if isinstance(actions, dict):
             actions = keras.saving.deserialize_keras_object(actions)
+        if not isinstance(actions, (list, tuple)):
+            raise TypeError(f"Rule: `actions` must be a sequence. Received: {actions!r}.")
         actions = [
             keras.saving.deserialize_keras_object(a) if isinstance(a, dict) else a for a in actions
         ]
@@ -208,19 +213,24 @@ def _brief(value):
 
 def checked_rules(name, rules):
     """Returns rules as a tuple; raises unless each of them is a `Rule`."""
-    rules = tuple(rules)
+    if not isinstance(rules, (list, tuple)):
+        raise TypeError(
+            f"Recipe: `{name}` must be a sequence of Rule(where, *actions). Received: {rules!r}."
+        )
     for rule in rules:
         if not isinstance(rule, Rule):
             raise TypeError(
                 f"Recipe: `{name}` must be a sequence of Rule(where, *actions). Received: {rule!r}."
             )
-    return rules
+    return tuple(rules)
 
 
 def deserialized_rules(rules):
     """Returns the rules of a saved recipe."""
     if isinstance(rules, dict):
         rules = keras.saving.deserialize_keras_object(rules)
+    if not isinstance(rules, (list, tuple)):
+        return rules
     return [keras.saving.deserialize_keras_object(r) if isinstance(r, dict) else r for r in rules]
 
 

@@ -81,7 +81,7 @@ INTERNAL: dict[str, set[str] | None] = {
         "_graph",
         "_math",
     },
-    "reporting": {"base", "measure", "_files"},
+    "reporting": {"base", "kernels", "measure", "_files", "_math"},
     "search": {
         "base",
         "compaction",
@@ -112,12 +112,15 @@ EXTERNAL: dict[str, set[str]] = {
         "ai_edge_litert",
         "ai_edge_quantizer",
         "ml_dtypes",
+        "onnx",
+        "onnxruntime",
         "rich",
         "safetensors",
+        "tf2onnx",
     },
     "data": {"tensorflow", "tensorflow_datasets", "sklearn", "rich"},
-    "reporting": {"matplotlib", "plotly", "rich"},
-    "cli": {"tensorflow", "absl", "ml_collections", "rich"},
+    "reporting": {"matplotlib", "plotly", "rich", "tensorflow"},  # event files of TensorBoard
+    "cli": {"tensorflow", "absl", "h5py", "ml_collections", "rich"},  # Keras saves by h5py
     "__main__": {f"{PACKAGE}_console"},  # the console command, which lies in apps/console
 }
 EXTERNAL_OF_FILE: dict[str, set[str]] = {
@@ -127,6 +130,7 @@ EXTERNAL_OF_FILE: dict[str, set[str]] = {
 # Not installed with the core, hence imported only where they are used: inside a function.
 LAZY = {
     *("tensorflow", "jax", "torch", "ai_edge_litert", "ai_edge_quantizer"),
+    *("onnx", "onnxruntime", "tf2onnx"),
     *("tensorflow_datasets", "sklearn", "matplotlib", "plotly", "keras_hub"),
 }
 
@@ -138,7 +142,8 @@ OUTSIDE: dict[str, set[str]] = {
     "apps/console": set(sys.stdlib_module_names),  # it imports a program by its name
     "configs": {"ml_collections", "configs.common", "__future__"},
     "benchmarks": {
-        *(PACKAGE, "benchmarks.common", "keras", "keras_hub", "matplotlib", "numpy"),
+        *(PACKAGE, "benchmarks.common", "benchmarks.deploy.toolkit"),
+        *("keras", "keras_hub", "matplotlib", "numpy"),
         *sys.stdlib_module_names,
     },
 }

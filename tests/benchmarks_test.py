@@ -11,6 +11,7 @@ import keras_compaware as kc
 from benchmarks.common import environment, table, write_results
 from benchmarks.latency import run as latency
 from benchmarks.shrink_speed import run as shrink_speed
+from benchmarks.sparse_files import run as sparse_files
 
 
 def build(name="net"):
@@ -78,3 +79,22 @@ def test_latency(tmp_path):
     line = latency.summary({"net": entries}).splitlines()[-1]
     expected = ["net: multiples of 8", "0.0 M", "0.45", "1.000 ms", "0.38", "0.500 ms", "0.38"]
     assert [cell for cell in line.strip("| ").split(" | ") if "KB" not in cell] == expected
+
+
+@pytest.mark.tensorflow
+def test_sizes_and_latencies_of_sparse_files(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    forms = {name: sparse_files.FORMS[name] for name in ("as it is", "pruned, 90 %")}
+    forms["tiles"] = kc.GroupPruning(0.75, block=(4, 4))
+    entries = sparse_files.measured(build, forms, passes=1, repeats=2, folder=tmp_path)
+    of = {(entry["form"], entry["encoding"]): entry for entry in entries}
+    assert [entry["form"] for entry in entries[::3]] == list(forms)
+    assert of["as it is", "sparse"]["sparse_tensors"] == 0
+    assert of["pruned, 90 %", "dense"]["zeros"] == pytest.approx(0.9, abs=0.01)
+    assert of["pruned, 90 %", "sparse"]["bytes"] < of["pruned, 90 %", "dense"]["bytes"]
+    assert of["pruned, 90 %", "sparse"]["same_outputs_as_dense"]
+    assert "wrongly" in of["tiles", "sparse float16"]["refused"]
+    lines = sparse_files.summary({"net": entries}).splitlines()
+    assert len(lines) == 2 + len(forms)
+    assert lines[2].split(" | ")[5] == "1.00"
+    assert (lines[-1].split(" | ")[4], lines[-1].split(" | ")[-1]) == ("refused", "- |")

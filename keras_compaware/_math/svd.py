@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from keras import ops
 
 
@@ -21,6 +22,27 @@ def svd(matrix, number=None):
     filled = ops.not_equal(matrix, 0)
     rows, columns = ops.any(filled, axis=-1, keepdims=True), ops.any(filled, axis=-2, keepdims=True)
     return left * ops.cast(rows, left.dtype), values, right * ops.cast(columns, right.dtype)
+
+
+def above_rounding(values, matrix_sizes):
+    """Says which singular values are more than what rounding in float32 leaves of zeros.
+
+    Those are larger than max(m, n) * eps times the largest one of their matrix; their number is its
+    numerical rank.
+
+    Args:
+        values: NumPy array (s, k), the largest first.
+        matrix_sizes: (m, n), the sizes of every matrix.
+
+    Returns:
+        Boolean array (s, k).
+
+    Example:
+    >>> above_rounding(np.array([[2.0, 1e-4, 1e-7], [0.0, 0.0, 0.0]]), (3, 5))
+    array([[ True,  True, False],
+           [False, False, False]])
+    """
+    return values > max(matrix_sizes) * np.finfo(np.float32).eps * values[:, :1]
 
 
 def polar_factor(matrix, smallest=1e-4):

@@ -10,7 +10,7 @@ from absl import flags
 from keras_compaware import measure
 from keras_compaware._files import write_json_atomic
 from keras_compaware.cli import examples, program
-from keras_compaware.cli.files import load_model, save_model, writing
+from keras_compaware.cli.files import first_line, load_model, save_model, writing
 from keras_compaware.compaction import compact, recalibrate_batch_norm
 from keras_compaware.search import Allocation, fit_budget
 
@@ -115,9 +115,11 @@ def _read(path: str) -> Allocation:
     try:
         with open(path, encoding="utf-8") as file:
             return Allocation.from_json(json.load(file))
-    except (ValueError, TypeError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # it may hold anything
         raise program.UserError(
-            f"--allocation: {path} is not what --target has written ({error})."
+            f"--allocation: {path} is not what --target has written ({first_line(error)})."
         ) from error
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -94,10 +94,24 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(merged, allow_nan=False))
     except (TypeError, ValueError) as error:
+        where = next(_no_json(merged, "config"), "config")
         raise UserError(
             "the configuration must hold numbers, text, booleans, None, lists and dictionaries "
-            f"only, for it is written to config.json: {error}"
+            f"only, for it is written to config.json; {where} is something else: {error}"
         ) from error
+
+
+def _no_json(value: Any, name: str) -> Iterator[str]:
+    """Yields the names of what is no JSON value."""
+    if isinstance(value, Mapping | list | tuple):
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in parts:
+            yield from _no_json(part, f"{name}.{key}")
+    else:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            yield name
 
 
 def _check_order(config: Any) -> None:

@@ -1,6 +1,7 @@
 """The flag `--config`: a Python file, and single values that `--config.key=value` overrides."""
 
 import importlib.util
+import os
 import pathlib
 import re
 import sys
@@ -104,7 +105,7 @@ def load(path: str) -> Any:
     """
     name, *argument = path.split(":", 1)
     file = pathlib.Path(name).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise UserError("there is no such file")
     spec = importlib.util.spec_from_file_location("config_file", file)
     if spec is None or spec.loader is None:

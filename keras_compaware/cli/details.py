@@ -6,12 +6,11 @@ import keras
 import numpy as np
 
 from keras_compaware import _graph, measure
-from keras_compaware._math.axes import matricise
-from keras_compaware.base import Target
+from keras_compaware._math.svd import above_rounding
 from keras_compaware.kernels import find_targets
+from keras_compaware.reporting.spectra import singular_values
 
 _NUMBER = 96  # singular values of a kernel that are recorded
-_LARGEST = 4_000_000_000  # operations of a decomposition, above which a kernel has no spectrum
 
 
 def layers_of(dense: keras.Model, small: keras.Model) -> list[dict[str, Any]]:
@@ -95,7 +94,8 @@ def spectra_of(dense: keras.Model | None, trained: keras.Model) -> list[dict[str
     """Returns the singular values of every kernel, of the dense twin's as well, as JSON values.
 
     A kernel is seen as a matrix whose columns run over its output units; of a stack of matrices the
-    values are means over the stack. Vectors are left out, and kernels that would take long.
+    values are means over the stack, the rank is the largest in it. Vectors are left out, and
+    kernels that would take long.
 
     Args:
         dense: The dense twin, or None.
@@ -116,33 +116,22 @@ def spectra_of(dense: keras.Model | None, trained: keras.Model) -> list[dict[str
     twins = {target.name: target for target in find_targets(dense)[0]} if dense else {}
     rows = []
     for target in find_targets(trained)[0]:
-        values = _singular_values(target)
-        if values is None:
+        found = singular_values(target)
+        if found is None:
             continue
-        zero = max(target.shape) * np.finfo(np.float32).eps * values[0]  # but for rounding
+        values, sizes = found
         row = {
             "name": target.name,
             "layer": target.name.rpartition("/")[0],
-            "full_rank": len(values),
-            "rank": int(np.count_nonzero(values > zero)),
-            "trained": _thinned(values),
+            "full_rank": values.shape[-1],
+            "rank": int(above_rounding(values, sizes).sum(axis=-1).max()),
+            "trained": _thinned(values.mean(axis=0)),
         }
-        twin = _singular_values(twins[target.name]) if target.name in twins else None
+        twin = singular_values(twins[target.name]) if target.name in twins else None
         if twin is not None:
-            row["dense"] = _thinned(twin)
+            row["dense"] = _thinned(twin[0].mean(axis=0))
         rows.append(row)
     return rows
-
-
-def _singular_values(target: Target) -> np.ndarray | None:
-    matrix, _ = matricise(keras.ops.cast(target.read(), "float32"), target.axes)
-    matrix = keras.ops.convert_to_numpy(matrix)
-    stack, *sizes = matrix.shape
-    if min(sizes) < 2 or stack * max(sizes) * min(sizes) ** 2 > _LARGEST:
-        return None
-    if not np.isfinite(matrix).all():
-        return None
-    return np.linalg.svd(matrix, compute_uv=False).mean(axis=0)
 
 
 def _thinned(values: np.ndarray) -> list[list[float]]:

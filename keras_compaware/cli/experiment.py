@@ -1,5 +1,6 @@
 """One experiment: train, compact, export, measure, beside the dense twin."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -8,7 +9,7 @@ import pathlib
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -30,7 +31,7 @@ from keras_compaware.cli.config import (
 from keras_compaware.cli.details import layers_of, spectra_of
 from keras_compaware.cli.early import check as check_early
 from keras_compaware.cli.early import epoch_of, is_smaller
-from keras_compaware.cli.files import first_line, load_model, save_model, writing
+from keras_compaware.cli.files import first_line, load_model, read_model, save_model, writing
 from keras_compaware.cli.program import UserError, console, say
 from keras_compaware.cli.shrinking import check as check_shrink
 from keras_compaware.cli.shrinking import cycles, settings_of
@@ -56,12 +57,13 @@ class Experiment:
 
     def __post_init__(self) -> None:
         settings = self.config["data"]
-        self.dataset = data.load(
-            settings["name"],
-            data_dir=self.data_dir,
-            validation=settings["validation"],
-            image_size=settings["image_size"],
-        )
+        with _naming("config.data"):
+            self.dataset = data.load(
+                settings["name"],
+                data_dir=self.data_dir,
+                validation=settings["validation"],
+                image_size=settings["image_size"],
+            )
         self.steps_per_epoch = steps_per_epoch(len(self.dataset.train), self.config["batch_size"])
         self.total_steps = self.steps_per_epoch * self.config["epochs"]
 
@@ -77,12 +79,13 @@ class Experiment:
     def build_model(self) -> keras.Model:
         """Builds the uncompiled model, with the weights that training starts from."""
         keras.utils.set_random_seed(self.config["seed"])
-        model = models.build(
-            self.config["model"],
-            self.dataset.image_shape,
-            self.dataset.num_classes,
-            **self.config["model_args"],
-        )
+        with _naming("config.model, config.model_args"):
+            model = models.build(
+                self.config["model"],
+                self.dataset.image_shape,
+                self.dataset.num_classes,
+                **self.config["model_args"],
+            )
         if self.config["init_from"]:
             load_weights(model, self.config["init_from"])
         return model
@@ -348,6 +351,15 @@ class Experiment:
         }
 
 
+@contextlib.contextmanager
+def _naming(keys: str) -> Iterator[None]:
+    """Turns what is wrong with a value into a message that names its key."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{keys}: {first_line(error)}") from error
+
+
 def load_weights(model: keras.Model, path: str) -> None:
     """Copies trained weights from a `.keras` or `.weights.h5` file into a model.
 
@@ -361,7 +373,7 @@ def load_weights(model: keras.Model, path: str) -> None:
         raise UserError(f"--init_from must be a .keras or .weights.h5 file. Received: {path}")
     try:
         if path.endswith(".keras"):
-            trained = keras.models.load_model(path, compile=False)
+            trained = read_model(path, compile=False)
             model.set_weights(trained.get_weights())
         else:
             model.load_weights(path)

@@ -23,8 +23,8 @@ def run(
 ) -> None:
     """Runs a program: parses the command line, calls `main`, exits non-zero after an error.
 
-    Errors that a user can cause (a wrong value, a missing file, a full disk) end in one message on
-    standard error; `--debug` shows the traceback.
+    Errors (a wrong value, a missing file, a full disk) end in one message on standard error;
+    `--debug` shows the traceback.
 
     Args:
         main: The program; it reads its flags from `flags.FLAGS`.
@@ -44,11 +44,11 @@ def run(
         try:
             _take(positional, argv[1:])
             main()
-        except (UserError, *USER_ERRORS) as error:
-            fail(error)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(130)
+        except Exception as error:  # a file of any origin may cause any error
+            fail(error)
 
     app.run(guarded, flags_parser=_parse)
 
@@ -83,6 +83,8 @@ def fail(error: Exception, status: int = 1) -> None:
     message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
         message = f"{error.strerror}: {os.fspath(error.filename)}"
+    if not isinstance(error, (UserError, flags.Error, *USER_ERRORS)):
+        message = f"{type(error).__name__}: {message}"
     if not isinstance(error, UserError | flags.Error):
         message += "\n(--debug shows where this comes from)"
     print(f"error: {message}", file=sys.stderr, flush=True)
@@ -105,11 +107,11 @@ def required(name: str) -> str:
     return value
 
 
-def output_path(name: str, suffix: str) -> str:
+def output_path(name: str, *suffixes: str) -> str:
     """Returns a flag's path to write to, of which the folder exists."""
     path = os.path.expanduser(required(name))
-    if not path.endswith(suffix):
-        raise UserError(f"--{name} must end in {suffix}. Received: {path}")
+    if not path.endswith(suffixes):
+        raise UserError(f"--{name} must end in {' or '.join(suffixes)}. Received: {path}")
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UserError(f"--{name}: there is no folder {folder}. Create it first.")

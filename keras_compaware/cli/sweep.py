@@ -22,7 +22,7 @@ from keras_compaware._files import write_json_atomic, write_text_atomic
 from keras_compaware.cli import config_flag, program
 from keras_compaware.cli.config import source_of
 from keras_compaware.cli.experiment import Experiment
-from keras_compaware.cli.files import writing
+from keras_compaware.cli.files import first_line, writing
 from keras_compaware.cli.sweep_config import check, recipe_config, resolve
 from keras_compaware.cli.trials import dense_path
 from keras_compaware.cli.workdir import Workdir
@@ -157,11 +157,15 @@ class SweepFolder:
             UserError: If there is no sweep, or the file is damaged.
         """
         try:
-            return json.loads(self.sweep.read_text("utf-8"))
+            found = json.loads(self.sweep.read_text("utf-8"))
+            found["identity"].items()
+            expand(found["config"])
+            return found
         except FileNotFoundError:
             raise program.UserError(f"there is no {self.sweep}; no sweep is there") from None
-        except ValueError as error:
-            raise program.UserError(f"{self.sweep} is damaged ({error}).") from error
+        except Exception as error:  # it may hold anything
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise program.UserError(f"{self.sweep} is damaged ({what}).") from error
 
     def _refuse_other(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         for key, value in now["identity"].items():
@@ -281,7 +285,7 @@ class _Queue:
                 if not lost or dense_path(folder.dense, trial).exists():
                     continue
                 record = None
-            attempts = 0 if record is None or retry_failed else record["attempt"]
+            attempts = 0 if record is None or retry_failed else record.get("attempt") or 1
             self._attempts[trial.id] = attempts
             if attempts < ATTEMPTS:
                 (self._again if attempts else self._first).append(trial)

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_compaware._math.axes import matricise, matrix_shape, tensor_shape
-from keras_compaware._math.svd import svd
+from keras_compaware._math.svd import above_rounding, svd
 from keras_compaware.kernels import kernel_axes
 
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -152,7 +152,7 @@ def _decomposed(kernel, axes, form):
 def _factors(matrix):
     """Returns two factors of a stack of matrices, its singular values shared evenly."""
     left, values, right = _svd(matrix)
-    rank = _numerical_rank(values, *matrix.shape[1:])
+    rank = _numerical_rank(values, matrix.shape[1:])
     root = np.sqrt(values[:, :rank])
     return left[:, :, :rank] * root[:, None, :], right[:, :rank, :] * root[:, :, None]
 
@@ -165,7 +165,7 @@ def _decomposed_by_tucker(kernel, axes):
     for axis in (2, 3):
         unfolding = np.moveaxis(tensor, axis, 1).reshape(stack, tensor.shape[axis], -1)
         left, values, _ = _svd(unfolding)
-        bases.append(left[:, :, : _numerical_rank(values, *unfolding.shape[1:])])
+        bases.append(left[:, :, : _numerical_rank(values, unfolding.shape[1:])])
     p, q = bases
     core = np.swapaxes(p, 1, 2)[:, None] @ tensor @ q[:, None]
     parts = {"input": p, "core": core, "output": np.swapaxes(q, 1, 2)}
@@ -276,11 +276,9 @@ def window_of(values, own):
     return tuple(value if axis in mine else 1 for axis, value in enumerate(values))
 
 
-def _numerical_rank(values, rows, columns):
+def _numerical_rank(values, matrix_sizes):
     """Largest rank in the stack, at least one."""
-    tolerance = max(rows, columns) * np.finfo(np.float32).eps
-    above = values > tolerance * np.maximum(values[:, :1], np.finfo(np.float32).tiny)
-    return max(1, int(above.sum(axis=-1).max()))
+    return max(1, int(above_rounding(values, matrix_sizes).sum(axis=-1).max()))
 
 
 def _saves(layer, kernel, input_shapes, found):

@@ -98,10 +98,16 @@ def rank_by_vbmf(owner, matrix, values):
 
     Raises:
         ValueError: If the values are not known, since a function is being compiled.
+        FloatingPointError: If they are not finite.
     """
     filled = ops.not_equal(matrix, 0)
     sizes = [ops.sum(ops.cast(ops.any(filled, axis=a), "int32"), axis=-1) for a in (2, 1)]
     sizes, values = known(owner, ops.stack(sizes, axis=1)), known(owner, values)
+    if not np.isfinite(values).all():
+        raise FloatingPointError(
+            f"{owner}: expected a kernel of finite numbers, received one with NaN or infinity, or "
+            "so large that its singular values are infinite."
+        )
     found = 1
     for rows, columns in np.unique(sizes[sizes.min(axis=1) > 0], axis=0).tolist():
         own = values[np.all(sizes == (rows, columns), axis=1), : min(rows, columns)]

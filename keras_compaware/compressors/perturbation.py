@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_compaware.base import (
+    MOST_SEEDS,
     Perturbation,
     as_kernel,
     check_choice,
@@ -97,7 +98,7 @@ class WeightNoise(Perturbation):
     def __post_init__(self):
         check_number("WeightNoise", "stddev", self.stddev, 0.0, float("inf"))
         check_choice("WeightNoise", "distribution", self.distribution, ("uniform", "normal"))
-        check_integer("WeightNoise", "seed", self.seed, 0)
+        check_integer("WeightNoise", "seed", self.seed, 0, high=MOST_SEEDS)
 
     @property
     def budget(self):
@@ -111,7 +112,7 @@ class WeightNoise(Perturbation):
                 "the callback `OccasionalCompression(WeightNoise(...), every=N)`; to apply the map "
                 "by hand, pass a tensor and a key: `noise(layer.kernel.value, key=n)`."
             )
-        check_integer("WeightNoise", "key", key, 0, optional=True)
+        check_integer("WeightNoise", "key", key, 0, high=MOST_SEEDS, optional=True)
         w, _, cast = as_kernel(w, axes)
         stddev = ops.cast(self.stddev if budget is None else budget, "float32")
         return cast(w + stddev * self._noise(w.shape, key or 0))

@@ -284,7 +284,8 @@ class GroupPruning(Compressor):
         kept = self._kept(groups, None)
         number = groups.shape[0]
         places = ops.sort(ops.where(kept, ops.arange(number, dtype="int32"), number))
-        values = ops.take(groups, places[: self._num_kept(number)], axis=0)
+        places = ops.minimum(places[: self._num_kept(number)], number - 1)  # NaN is never kept
+        values = ops.take(groups, places, axis=0)
         return Code(
             parts={"kept": kept, "values": values},
             bits={"kept": 1, "values": 32},

@@ -1,7 +1,5 @@
 """Keras model -> bytes of a .tflite file. Needs the TensorFlow backend of Keras."""
 
-import dataclasses
-import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,41 +8,7 @@ import keras
 import numpy as np
 
 from keras_compaware.export import _quantization
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """Name, shape (batch dimension included, None where undefined) and dtype of an input."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-
-
-class ConversionError(Exception):
-    """The converter refused a model.
-
-    Attributes:
-        reason: "select" (needs TensorFlow's own kernels), "custom" (needs kernels that nobody
-            has), "batch" (needs a fixed batch size), "load" (a saved model could not be loaded)
-            or "other".
-        operations: the TensorFlow operations at fault, such as "MatrixInverse".
-        places: where they stand in the model, such as "functional/block/inverse".
-        message: what the converter said, shortened.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        message: str,
-        operations: tuple[str, ...] = (),
-        places: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.operations = tuple(operations)
-        self.places = tuple(places)
+from keras_compaware.export._plan import ConversionError, Spec, call_model, shortened
 
 
 def convert(
@@ -56,6 +20,7 @@ def convert(
     allow_select_ops: bool,
     quantization: str | None = None,
     calibration: Sequence[Sequence[np.ndarray]] = (),
+    sparse: bool = False,
 ) -> tuple[bytes, dict[str, str]]:
     """Converts a model to a LiteRT flatbuffer with the signature "serving_default".
 
@@ -67,6 +32,7 @@ def convert(
         allow_select_ops: allows operations that need the Flex delegate.
         quantization: as of `to_litert`.
         calibration: examples, each a batch of one for every input, in the order of `inputs`.
+        sparse: as of `to_litert`.
 
     Returns:
         The content of the file, and what became of the kernels that lie on a grid.
@@ -95,11 +61,14 @@ def convert(
         for values in calibration
     ]
 
-    def converted(mode):
+    def converted(mode, sparse=False):
         function = module.serve.get_concrete_function()
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         if mode is not None:
             _quantization.configure(converter, mode, examples)
+        if sparse:
+            kinds = converter.optimizations
+            converter.optimizations = [*kinds, tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
         if allow_select_ops:
             kinds = converter.target_spec.supported_ops
             converter.target_spec.supported_ops = {*kinds, tf.lite.OpsSet.SELECT_TF_OPS}
@@ -107,31 +76,17 @@ def convert(
 
     try:
         if quantization is None:
-            return converted(None), {}
+            return converted(None, sparse), {}
         whole = converted(None)
         if quantization in _quantization.REWRITTEN:
             content = _quantization.rewritten(whole, quantization)
         else:
             content = converted(quantization)
+        sparse_content = converted(quantization, sparse=True) if sparse else None
     except Exception as error:
         raise _explained(error) from error
-    return _quantization.keep_grids(content, whole, _quantization.find_grids(model))
-
-
-def call_model(model: keras.Model, inputs: Any) -> Any:
-    """Calls a model in inference mode.
-
-    Args:
-        model: any built model.
-        inputs: its inputs, in the structure that it expects.
-
-    Returns:
-        Its outputs.
-    """
-    parameters = inspect.signature(model.call).parameters.values()
-    if any(p.name == "training" or p.kind is p.VAR_KEYWORD for p in parameters):
-        return model(inputs, training=False)
-    return model(inputs)
+    content, fates = _quantization.keep_grids(content, whole, _quantization.find_grids(model))
+    return sparse_content or content, fates  # sparse is only float16, which keeps no grid's codes
 
 
 def _explained(error: Exception) -> ConversionError:
@@ -152,14 +107,7 @@ def _explained(error: Exception) -> ConversionError:
     operations += [name for names in found for name in names.split(", ")]
     return ConversionError(
         reason,
-        _shortened(message),
+        shortened(message),
         tuple(dict.fromkeys(filter(None, operations))),
         tuple(dict.fromkeys(places)),
     )
-
-
-def _shortened(message: str, limit: int = 600) -> str:
-    lines = [line.strip() for line in message.splitlines()]
-    wanted = [line for line in lines if "error:" in line] or [line for line in lines if line]
-    text = "; ".join(dict.fromkeys(wanted))
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,7 +1,7 @@
-"""Converts a saved Keras model in a process of its own, on the TensorFlow backend.
+"""Converts a saved Keras model in a process of its own, on the backend of that process.
 
 Run as `python -m keras_compaware.export._worker JOB`, where JOB is a JSON file. It is the way to
-LiteRT for models that live on the JAX or torch backend.
+a file for models that live on a backend whose converter is missing or fails.
 """
 
 import contextlib
@@ -15,17 +15,19 @@ def main(job_path: str) -> None:
     """Does one job and writes its outcome.
 
     Args:
-        job_path: a JSON file with "model" (.keras file to read), "modules" (to import first, for
-            custom layers), "inputs" and "outputs" (names, shapes, dtypes), "allow_select_ops",
-            "quantization", "calibration" (.npz file of examples by input, or None), "result"
-            (.tflite file to write) and "outcome" (JSON file to write).
+        job_path: a JSON file with "converter" (module of this package that has `convert`), "model"
+            (.keras file to read), "modules" (to import first, for custom layers), "inputs" and
+            "outputs" (names, shapes, dtypes), "options" (keyword arguments of `convert`),
+            "calibration" (.npz file of examples by input, or None: no such argument), "result"
+            (file to write) and "outcome" (JSON file to write).
     """
     import keras
     import numpy as np
 
-    from keras_compaware.export import _convert
+    from keras_compaware.export._plan import ConversionError, Spec, structure_of
 
     job = json.loads(pathlib.Path(job_path).read_text(encoding="utf-8"))
+    convert = importlib.import_module(f"keras_compaware.export.{job['converter']}").convert
     outcome = {"ok": True}
     try:
         for name in job["modules"]:
@@ -34,23 +36,21 @@ def main(job_path: str) -> None:
         try:
             model = keras.saving.load_model(job["model"], compile=False, safe_mode=False)
         except Exception as error:
-            raise _convert.ConversionError("load", str(error)) from error
-        structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        calibration = []
-        if job["calibration"]:
+            raise ConversionError("load", str(error)) from error
+        options = dict(job["options"])
+        if job["calibration"] is not None:
             with np.load(job["calibration"]) as file:
-                calibration = list(zip(*(file[str(n)] for n in range(len(file))), strict=True))
-        content, outcome["grids"] = _convert.convert(
+                values = (file[str(n)] for n in range(len(file)))
+                options["calibration"] = list(zip(*values, strict=True))
+        content, outcome["notes"] = convert(
             model,
-            structure,
-            [_convert.Spec(i["name"], tuple(i["shape"]), i["dtype"]) for i in job["inputs"]],
+            structure_of(model),
+            [Spec(i["name"], tuple(i["shape"]), i["dtype"]) for i in job["inputs"]],
             job["outputs"],
-            allow_select_ops=job["allow_select_ops"],
-            quantization=job["quantization"],
-            calibration=calibration,
+            **options,
         )
         pathlib.Path(job["result"]).write_bytes(content)
-    except _convert.ConversionError as error:
+    except ConversionError as error:
         outcome = {
             "ok": False,
             "reason": error.reason,

@@ -317,6 +317,10 @@ def _encode(target, compressor, given):
     """Returns `(compressor that decodes, code)` of a target."""
     w = ops.stop_gradient(target.read())
     if given is None:
+        if not np.isfinite(as_array(w).astype("float64")).all():
+            raise ValueError(
+                f"save_codes: expected finite weights, and '{target.name}' holds NaN or infinity."
+            )
         with float32_products():
             settled = compressor.settle(w, target.axes)
             return settled, settled.encode(w, axes=target.axes)

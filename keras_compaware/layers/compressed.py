@@ -50,6 +50,8 @@ class Compressed(keras.layers.Wrapper):
         check_integer("Compressed", "every", every, 1)
         check_alpha("Compressed", alpha)
         _refuse_unsuitable(compressor)
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(f"Compressed: `layer` must be a Keras layer. Received: {layer!r}.")
         kwargs.setdefault("name", layer.name)
         super().__init__(layer, **kwargs)
         self.compressor = compressor

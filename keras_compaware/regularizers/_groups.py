@@ -10,6 +10,7 @@ from keras_compaware._math.axes import matricise, matrix_shape, tile, tile_shape
 from keras_compaware.base import (
     ProximalRegularizer,
     as_kernel,
+    check_bool,
     check_choice,
     check_number,
     check_pair,
@@ -127,6 +128,7 @@ class GroupPenalty(ProximalRegularizer):
         instead = "for the entries alone use L1"
         check_further_strength(name, "l1_strength", self._l1_strength, self.strength, instead)
         check_choice(name, "axis", self.axis, ("inputs", "outputs"))
+        check_bool(name, "weighted", self.weighted)
         if self.block is not None:
             block = check_pair(name, "block", self.block, 1, "rows and columns of a tile")
             object.__setattr__(self, "block", block)

@@ -6,7 +6,7 @@ import zlib
 import keras
 import numpy as np
 
-from keras_compaware.base import check_integer, register
+from keras_compaware.base import MOST_SEEDS, check_integer, register
 from keras_compaware.scores.score import (
     ChannelScore,
     array,
@@ -242,7 +242,7 @@ class Random(ChannelScore):
 
     def __post_init__(self):
         super().__post_init__()
-        check_integer("Random", "seed", self.seed, 0)
+        check_integer("Random", "seed", self.seed, 0, high=MOST_SEEDS)
 
     def raw(self, model, spaces):
         return {

@@ -13,6 +13,7 @@ from keras import ops
 from keras_compaware import measure
 from keras_compaware._graph import Call, trace
 from keras_compaware._math.axes import matricise, matrix_shape
+from keras_compaware._math.svd import above_rounding
 from keras_compaware.base import Target, check_choice, check_integer, check_number
 from keras_compaware.compressors import LowRank
 from keras_compaware.kernels import check_where, find_targets, matches
@@ -331,8 +332,7 @@ def lost_energies(target, split):
         )
     matrix, _ = matricise(w, target.axes, split)
     values = np.array(ops.convert_to_numpy(ops.svd(matrix, compute_uv=False)), np.float64)
-    tolerance = max(matrix.shape[1:]) * np.finfo(np.float32).eps
-    values[values <= tolerance * values[:, :1]] = 0.0
+    values[~above_rounding(values, matrix.shape[1:])] = 0.0
     largest = values.max()
     energies = np.square(values / (largest if largest > 0 else 1.0)).sum(axis=0)
     return shares_beyond(energies)

@@ -125,7 +125,7 @@ class Allocation:
             rows.append([name, "rank", f"{shape} -> {rank}", self._loss(name)])
         lines = [text_table(["name", "what", "how many", "loss by itself"], rows)] if rows else []
         for kind, (before, after) in self.costs.items():
-            lines.append(f"{_UNITS[kind]}: {before:,} -> {after:,} ({after / before:.1%})")
+            lines.append(f"{_UNITS[kind]}: {before:,} -> {after:,} ({after / max(1, before):.1%})")
         return "\n".join(lines)
 
     def _loss(self, name):

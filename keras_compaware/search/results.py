@@ -1,5 +1,6 @@
 """The file of results: one line of JSON for each trial that has ended."""
 
+import errno
 import json
 import os
 import pathlib
@@ -40,7 +41,8 @@ class ResultsFile:
                 only left out, as suits a process that does not own the file.
 
         Raises:
-            ValueError: If another line than the last is damaged.
+            ValueError: If another line than the last is damaged, or a record has a part of another
+                kind than it should.
         """
         if not self.path.exists():
             return []
@@ -63,24 +65,65 @@ class ResultsFile:
         line = f"{json.dumps(record, allow_nan=False)}\n".encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
+            size = os.fstat(descriptor).st_size
             if os.write(descriptor, line) < len(line):
-                raise OSError(f"{self.path}: the disk is full")
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
 def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
+    wrong = "in JSON with 'id' and 'status'"
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=_refuse)
         if isinstance(record["id"], str) and isinstance(record["status"], str):
-            return record
-    except (ValueError, KeyError, TypeError):
+            found = [name for name, is_right in _PARTS.items() if not is_right(record.get(name))]
+            if not found:
+                return record
+            wrong = f"whose part {found[0]!r} is no {record[found[0]]!r}"
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ValueError(
-        f"{path}, line {number}: expected a record of a trial, in JSON with 'id' and 'status'. "
+        f"{path}, line {number}: expected a record of a trial, {wrong}. "
         f"Received: {line[:60]!r}. Remove the line; its trial will run again."
     )
+
+
+def _refuse(constant):
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _is_number(value):
+    return value is None or (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    )
+
+
+def _is_count(value):
+    return value is None or (_is_number(value) and isinstance(value, int) and value >= 0)
+
+
+def _is_text(value):
+    return value is None or isinstance(value, str)
+
+
+def _is_curve(value):
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(p, list) and len(p) == 2 and all(map(_is_number, p)) for p in value)
+    )
+
+
+# What a record may have, and what is said of it where others rely on it.
+_PARTS = {
+    **dict.fromkeys(("kind", "family", "budget", "schedule", "error"), _is_text),
+    **dict.fromkeys(("every", "seed", "attempt"), _is_count),
+    **dict.fromkeys(("validation", "test", "kernel_ratio", "model_ratio", "sparsity"), _is_number),
+    **dict.fromkeys(("rank", "norm_ratio", "distortion", "seconds"), _is_number),
+    "distortions": _is_curve,
+}
 
 
 def latest(records: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -114,8 +157,10 @@ def estimate_seconds(
     keys = (("kind", "family", "every"), ("kind", "every"), ("kind",), ())
     seconds: dict[tuple, list[float]] = {}
     for record in filter(finished, records):
+        if record.get("seconds") is None:
+            continue
         for names in keys:
-            key = (names, *(record[name] for name in names))
+            key = (names, *(record.get(name) for name in names))
             seconds.setdefault(key, []).append(record["seconds"])
 
     def estimate(trial: Trial) -> float | None:

@@ -20,7 +20,7 @@ _MEANS = ("kernel_ratio", "model_ratio", "sparsity", "rank", "norm_ratio", "dist
 def in_order(trials: Sequence[Trial], records: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Returns the last record of every trial in the order of the trials, others left out."""
     found = latest(records)
-    return [dict(found[trial.id]) for trial in trials if trial.id in found]
+    return [{**found[trial.id], **trial.to_json()} for trial in trials if trial.id in found]
 
 
 def aggregate(records: Iterable[Mapping[str, Any]]) -> list[Row]:

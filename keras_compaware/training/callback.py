@@ -24,6 +24,7 @@ from keras_compaware.training.firing import (
     constrained,
     costs_less_together,
     encoded,
+    finite,
     num_dead_channels,
     pruned,
     shrunk,
@@ -90,7 +91,7 @@ class CompressionCallback(keras.callbacks.Callback):
 
     What a recipe does at every step is left to its `CompressionOptimizer`, if the model is compiled
     with it. At the end of each epoch the callback adds to the logs, and so to the progress bar, the
-    history, CSVLogger (which comes after it in the list) and TensorBoard:
+    history, CSVLogger and TensorBoard (which come after it in the list):
 
         sparsity              zeros among all entries of the targets, after their last firing
         dead_channels         of the targets that are channel spaces, if there are any: the share of
@@ -121,6 +122,12 @@ class CompressionCallback(keras.callbacks.Callback):
 
     def __init__(self, assignments=()):
         super().__init__()
+        known = isinstance(assignments, (list, tuple))
+        if not known or not all(isinstance(each, Assignment) for each in assignments):
+            raise TypeError(
+                "CompressionCallback: `assignments` must be a sequence of Assignments, as in "
+                f"`recipe.plan(model).assignments`. Received: {assignments!r}."
+            )
         self.firings = []
         self.codes = {}
         self.compressors = {}
@@ -382,7 +389,7 @@ class CompressionCallback(keras.callbacks.Callback):
         action, target = job.action, job.target
         if isinstance(action, Proximal):
             return self._shrunk(job, step)
-        subject = self._settle(job.key, target, action.constraint)
+        subject = self._settle(job.key, target, action.constraint, step)
         ramp = action.schedule
         # From the ramp's end on the constraint's own budget counts, exactly.
         ramping = ramp is not None and step < ramp.end
@@ -435,11 +442,12 @@ class CompressionCallback(keras.callbacks.Callback):
         """The last optimizer step that the proximal map has taken into account."""
         return max(self._applied.get(job.key, self._start), job.begin)
 
-    def _settle(self, key, target, constraint):
+    def _settle(self, key, target, constraint, step):
         if not isinstance(constraint, Compressor):
             return constraint
         if key not in self._settled:
-            self._settled[key] = constraint.settle(target.read(), target.axes)
+            with finite([target], step):
+                self._settled[key] = constraint.settle(target.read(), target.axes)
         return self._settled[key]
 
     def _finish(self, step):
@@ -459,7 +467,7 @@ class CompressionCallback(keras.callbacks.Callback):
     def _compress_finally(self, target, compressors, step):
         keys = [f"{target.name}#{number}" for number, _ in compressors]
         members = [
-            self._settle(key, target, compressor)
+            self._settle(key, target, compressor, step)
             for key, (_, compressor) in zip(keys, compressors, strict=True)
         ]
         compressor = members[0] if len(members) == 1 else Chain(members)

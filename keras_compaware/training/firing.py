@@ -1,5 +1,6 @@
 """Applying maps to targets, compiled and checked; small targets in one call."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -115,7 +116,8 @@ def apply(rewrites, step=0):
     """
     functions = tuple(rewrite.function for rewrite in rewrites)
     together = _together(functions) if rewrites[0].is_traced else functools.partial(_all, functions)
-    values, measured, arrays = together(*(rewrite.arguments for rewrite in rewrites))
+    with finite([rewrite.target for rewrite in rewrites], step):
+        values, measured, arrays = together(*(rewrite.arguments for rewrite in rewrites))
     measured = keras.ops.convert_to_numpy(measured)
     changes = [
         _change(rewrite.target, step, row) for rewrite, row in zip(rewrites, measured, strict=True)
@@ -129,6 +131,24 @@ def apply(rewrites, step=0):
     return list(zip(changes, codes, strict=True))
 
 
+@contextlib.contextmanager
+def finite(targets, step=0):
+    """An error in the block is that of NaN or infinity if a target holds one.
+
+    Raises:
+        FloatingPointError: If the block raises it, or raises and a target holds NaN or infinity.
+    """
+    try:
+        yield
+    except Exception as error:
+        for target in targets:
+            sparsity_of(target, step)
+        if isinstance(error, FloatingPointError):
+            names = ", ".join(f"'{target.name}'" for target in targets)
+            raise FloatingPointError(f"{names}: {error}") from error
+        raise
+
+
 def costs_less_together(targets):
     """Whether one call for all these targets costs less than one for each, and little memory."""
     return calls_cost_time() and sum(target.num_parameters for target in targets) <= _TOGETHER
@@ -140,7 +160,7 @@ def sparsity_of(target, step=0):
     Raises:
         FloatingPointError: If the target holds NaN or infinity.
     """
-    w = target.read()
+    w = ops.stop_gradient(target.read())
     _, measured = _measured(w, w)
     return _change(target, step, measured).sparsity
 
@@ -170,9 +190,10 @@ def _change(target, step, measured):
     distortion, sparsity = map(float, measured)
     if not np.isfinite(distortion):
         raise FloatingPointError(
-            f"The weights '{target.name}' hold NaN or infinity at optimizer step {step}, so they "
-            "were not compressed and training is stopped. Lower the learning rate, clip "
-            "gradients, or resume from the last checkpoint."
+            f"The weights '{target.name}' hold NaN or infinity at optimizer step {step}, or are so "
+            "large that what they are compressed to would, so they were not compressed and "
+            "training is stopped. Lower the learning rate, clip gradients, or resume from the last "
+            "checkpoint."
         )
     return Change(distortion, sparsity)
 

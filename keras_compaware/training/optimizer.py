@@ -109,6 +109,12 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
                 "CompressionOptimizer: the optimizer is wrapped already. One recipe with several "
                 "rules does all there is to do in one wrapper."
             )
+        known = entries is None or isinstance(entries, (list, tuple))
+        if not known or not all(isinstance(entry, StepEntry) for entry in entries or ()):
+            raise TypeError(
+                "CompressionOptimizer: `entries` must be a sequence of StepEntrys, or None. "
+                f"Received: {entries!r}."
+            )
         kwargs.setdefault("name", f"compression_{inner_optimizer.name}")
         super().__init__(learning_rate=0.0, **kwargs)
         self.inner_optimizer = inner_optimizer

@@ -391,7 +391,9 @@ def test_a_full_disk_while_a_checkpoint_is_written(programs, config, finished, t
     with largest_file(20_000):
         message = programs.fails("train", f"--config={config}", f"--workdir={path}")
     assert f"{path / 'checkpoints/epoch-00001.keras'} cannot be written" in message
-    assert set(contents(path)) - {"plan.txt"} == {"config.json"}
+    # TensorBoard's writer writes when it is collected.
+    left = {name for name in contents(path) if not name.startswith("tensorboard/")}
+    assert left - {"plan.txt"} == {"config.json"}
     # and with room again it goes on
     programs.succeeds("train", f"--config={config}", f"--workdir={path}")
     assert (path / "report.json").exists()

@@ -22,6 +22,7 @@ FLAGS = {
     },
     "export": {
         *("model", "out", "quantization", "data", "data_dir", "examples", "min_agreement"),
+        "sparse",
     },
     "evaluate": {"model", "data", "data_dir", "image_size", "split", "batch_size"},
     "report": {"workdir", "compare", "out"},
@@ -115,6 +116,23 @@ def test_export_of_integers(programs, finished, tmp_path):
     out = programs.succeeds("export", *arguments)
     assert "predictions agree to" in out
     assert "DEQUANTIZE" in out
+
+
+def test_export_to_onnx(programs, finished, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    model, out = finished.path / "compact.keras", tmp_path / "small.onnx"
+    flags = (f"--model={model}", f"--out={out}")
+    for flag in ("--quantization=float16", "--min_agreement=0.5", "--sparse"):
+        outcome = programs("export", *flags, flag)
+        assert outcome.status != 0
+        assert f"{flag.split('=')[0]} is for .tflite files" in outcome.err
+    assert not out.exists()
+    shown = programs.succeeds("export", *flags)
+    assert shown.startswith(f"{out}: {out.stat().st_size:,} bytes, ")
+    assert "MatMul" in shown
+    outcome = programs("export", f"--model={model}", f"--out={tmp_path / 'small.pb'}")
+    assert "--out must end in .tflite or .onnx" in outcome.err
 
 
 def test_report(programs, finished):

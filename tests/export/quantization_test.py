@@ -15,56 +15,15 @@ from ai_edge_litert.interpreter import Interpreter
 import keras_compaware as kc
 from keras_compaware import export
 from keras_compaware.export import _quantization
+from tests.export.networks import FORMS, NETWORKS, convnet, examples, images, on_grid, randomised
 
 HAS_QUANTIZER = importlib.util.find_spec("ai_edge_quantizer") is not None
 needs_quantizer = pytest.mark.skipif(not HAS_QUANTIZER, reason="ai-edge-quantizer is not installed")
 on_tensorflow = pytest.mark.tensorflow  # elsewhere each export starts a process, for seconds
-EVERYTHING = lambda target: True  # noqa: E731
 MODES = tuple(
     pytest.param(mode, marks=needs_quantizer) if mode in _quantization.REWRITTEN else mode
     for mode in (None, *_quantization.MODES)
 )
-
-
-def randomised(model, seed=0):
-    """Weights as large as those of a trained network; scales of both signs."""
-    random = np.random.default_rng(seed)
-    for weight in model.weights:
-        fan_in = max(1, int(np.prod(weight.shape[:-1])))
-        value = random.normal(size=weight.shape) / np.sqrt(fan_in)
-        if "variance" in weight.path:
-            value = random.uniform(0.5, 2.0, weight.shape)
-        elif "gamma" in weight.path:
-            value = random.uniform(0.5, 2.0, weight.shape)
-            value *= random.choice([-1, 1], weight.shape) if "both" in weight.path else 1
-        weight.assign(value)
-    return model
-
-
-def convnet():
-    return randomised(
-        keras.Sequential(
-            [
-                keras.Input((12, 12, 3), name="image"),
-                layers.Conv2D(24, 3, use_bias=False, name="folded"),
-                layers.BatchNormalization(name="both_signs"),
-                layers.ReLU(),
-                layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise"),
-                layers.Conv2D(32, 3, strides=2, name="plain"),
-                layers.Flatten(),
-                layers.Dense(8, name="logits"),
-            ]
-        )
-    )
-
-
-def images(number=48, shape=(12, 12, 3)):
-    return np.random.default_rng(5).normal(size=(number, *shape)).astype("float32")
-
-
-def on_grid(model, bits):
-    quantization = kc.UniformQuantization(bits, axis="outputs")
-    return kc.compress(model, kc.Recipe([kc.Rule(EVERYTHING, kc.AtEnd(quantization))]))
 
 
 def exported(model, path, mode, x, **options):
@@ -251,57 +210,6 @@ def test_without_the_quantizer(tmp_path, monkeypatch):
 # ---- every kind of network, every mode, dense, factorised and shrunk ----------------------------
 
 
-def dense():
-    return keras.Sequential(
-        [
-            keras.Input((24,)),
-            layers.Dense(64, "relu", name="one"),
-            layers.Dense(48, "relu", name="two"),
-            layers.Dense(5, name="logits"),
-        ]
-    )
-
-
-def recurrent(layer):
-    return keras.Sequential([keras.Input((6, 16)), layer(32, name="cell"), layers.Dense(5)])
-
-
-def encoder():
-    tokens = keras.Input((10,), dtype="int32")
-    x = layers.Embedding(50, 32)(tokens)
-    y = layers.LayerNormalization()(x)
-    x = layers.Add()([x, layers.MultiHeadAttention(4, 8)(y, y)])
-    y = layers.Dense(64, "gelu")(layers.LayerNormalization()(x))
-    x = layers.Add()([x, layers.Dense(32)(y)])
-    return keras.Model(tokens, layers.Dense(5)(layers.GlobalAveragePooling1D()(x)))
-
-
-def mobilenet():
-    return keras.applications.MobileNetV2(
-        input_shape=(32, 32, 3), alpha=0.35, weights=None, classes=10, classifier_activation=None
-    )
-
-
-NETWORKS = {
-    "dense": dense,
-    "CNN": convnet,
-    "MobileNetV2": mobilenet,
-    "LSTM": lambda: recurrent(layers.LSTM),
-    "GRU": lambda: recurrent(layers.GRU),
-    "encoder": encoder,
-}
-
-
-def factorised(model):
-    recipe = kc.Recipe([kc.Rule(EVERYTHING, kc.AtEnd(kc.LowRank(ratio=0.3)))])
-    return kc.compact(kc.compress(model, recipe)).model
-
-
-def shrunk(model):
-    return kc.shrink(model, kc.choose_channels(model, budget={"channels": 0.5}))
-
-
-FORMS = {"whole": lambda model: model, "factorised": factorised, "shrunk": shrunk}
 REFUSED = {("LSTM", "int8"), ("GRU", "int8")}
 
 
@@ -312,9 +220,7 @@ REFUSED = {("LSTM", "int8"), ("GRU", "int8")}
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_in_every_mode(tmp_path, network, form, mode):
     model = FORMS[form](randomised(NETWORKS[network]()))
-    random = np.random.default_rng(3)
-    shape = (32, *model.input_shape[1:])
-    x = random.integers(0, 50, shape) if network == "encoder" else random.normal(size=shape)
+    x = examples(model, network)
     path = tmp_path / "m.tflite"
     # Random weights: predictions are close to each other, so that less agrees than after training;
     # with weights on a grid nothing is lost, where the file has room for all of it.

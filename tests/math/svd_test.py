@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_compaware._math.backend import compiled, float32_products
-from keras_compaware._math.svd import polar_factor, svd
+from keras_compaware._math.svd import above_rounding, polar_factor, svd
 
 polar = compiled(polar_factor)
 
@@ -120,3 +120,14 @@ def test_a_compiled_function_keeps_its_name_and_takes_no_gradients():
     function = compiled(double)
     assert (function.__name__, function.__doc__) == ("double", "Doubles.")
     np.testing.assert_array_equal(arrays(function(ops.ones((2,))))[0], [2, 2])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 30), (30, 400)])
+def test_what_is_above_rounding_is_the_rank(rows, columns):
+    random = np.random.default_rng(0)
+    left, right = random.normal(size=(2, rows, 7)), random.normal(size=(2, 7, columns))
+    left[1, :, 4:] = 0.0  # the second one has rank 4
+    matrices = (left @ right).astype("float32")
+    values = np.linalg.svd(matrices, compute_uv=False)
+    np.testing.assert_array_equal(above_rounding(values, (rows, columns)).sum(axis=-1), [7, 4])
+    assert not above_rounding(np.zeros((1, 3)), (3, 3)).any()
