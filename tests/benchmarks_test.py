@@ -9,6 +9,7 @@ from keras import layers
 
 import keras_compaware as kc
 from benchmarks.common import environment, table, write_results
+from benchmarks.deploy import run as deploy
 from benchmarks.latency import run as latency
 from benchmarks.shrink_speed import run as shrink_speed
 from benchmarks.sparse_files import run as sparse_files
@@ -98,3 +99,42 @@ def test_sizes_and_latencies_of_sparse_files(tmp_path):
     assert len(lines) == 2 + len(forms)
     assert lines[2].split(" | ")[5] == "1.00"
     assert (lines[-1].split(" | ")[4], lines[-1].split(" | ")[-1]) == ("refused", "- |")
+
+
+@pytest.mark.tensorflow
+def test_files_for_the_device(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    model = build()
+    examples = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    entries = []
+    for mode in (None, "int8"):
+        path = tmp_path / f"{mode}.tflite"
+        about = deploy.exported(model, mode, path, examples)
+        entries.append({"by": "keras_compaware", "form": "dense", "mode": mode or "float32"})
+        entries[-1] |= about | deploy.of_file(path, None)
+    assert entries[0]["agreement"] == 1.0
+    for entry, times in zip(entries, ([2.0, 4.0], [1.0, 1.0]), strict=True):
+        entry |= {f"ms_{threads}": times for threads in deploy.THREADS}
+    lines = deploy.summary({"mobilenet_v2": entries}).splitlines()
+    assert lines[0] == "### MobileNetV2, 224 x 224"
+    assert lines[-1].startswith("| dense | int8 |")
+    assert lines[-1].endswith("| 1.000 | 0.38 | 1.000 | 0.38 |")
+
+
+@pytest.mark.tensorflow
+def test_a_form_that_cannot_be_exported(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    model = keras.Sequential([keras.Input((4, 2)), layers.LSTM(3)])
+    examples = np.zeros((4, 4, 2), "float32")
+    path = tmp_path / "model.tflite"
+    about = deploy.exported(model, "int8", path, examples)
+    assert "crashed" in about["refused"]
+    assert not path.exists()
+
+
+def test_weights_are_handed_over_by_layer_and_name(tmp_path):
+    model = build()
+    deploy.hand_over(model, tmp_path)
+    with np.load(tmp_path / "start.npz") as saved:
+        assert sorted(saved) == [f"{n}/{v}" for n in "abz" for v in ("bias", "kernel")]
+        np.testing.assert_array_equal(saved["b/kernel"], model.get_layer("b").kernel)
