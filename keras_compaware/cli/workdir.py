@@ -223,12 +223,14 @@ class Checkpoint(keras.callbacks.Callback):
                 self._compression.set_state(state["compression"])
             self.history, self.firings = state["history"], state["firings"]
             self.seconds, self._epochs = float(state["seconds"]), state["epochs"]
-            return int(state["epoch"])
+            epochs = int(state["epoch"])
         except Exception as error:
             raise UserError(
                 f"the checkpoint {found[-1]} cannot be restored ({type(error).__name__}: "
                 f"{first_line(error)}). Run again with --overwrite."
             ) from error
+        self._write_history()  # the run may have ended between the checkpoint and this file
+        return epochs
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Starts the clock."""
@@ -278,7 +280,11 @@ class Checkpoint(keras.callbacks.Callback):
         for file in sorted(folder.iterdir()):
             if not file.name.startswith(name):
                 file.unlink()
-        write_text_atomic(self._workdir.history, _as_csv(self.history))
+        self._write_history()
+
+    def _write_history(self) -> None:
+        with writing(self._workdir.history):
+            write_text_atomic(self._workdir.history, _as_csv(self.history))
 
     @property
     def seconds_per_epoch(self) -> float:

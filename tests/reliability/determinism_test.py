@@ -97,5 +97,5 @@ def test_the_number_of_workers_of_a_sweep(programs, write_config, tmp_path):
         path = tmp_path / str(workers)
         programs.succeeds("sweep", f"--config={file}", f"--workdir={path}", f"--workers={workers}")
         found.append(results(path))
-    assert len(found[0]) == 10
+    assert len(found[0]) == 12  # per seed: dense, two periods, three baselines
     assert found[0] == found[1]
