@@ -97,7 +97,7 @@ def test_sizes_and_latencies_of_sparse_files(tmp_path):
     assert "wrongly" in of["tiles", "sparse float16"]["refused"]
     lines = sparse_files.summary({"net": entries}).splitlines()
     assert len(lines) == 2 + len(forms)
-    assert lines[2].split(" | ")[5] == "1.00"
+    assert lines[2].split(" | ")[5] == "1.00 / 1.00"
     assert (lines[-1].split(" | ")[4], lines[-1].split(" | ")[-1]) == ("refused", "- |")
 
 

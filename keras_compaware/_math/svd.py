@@ -15,8 +15,21 @@ def svd(matrix, number=None):
     Args:
         matrix: Tensor (s, m, n).
         number: How many of the largest singular values and their vectors are returned.
+
+    Raises:
+        FloatingPointError: If PyTorch refuses a matrix with NaN or infinity, or so large that its
+            norm is infinite. The other backends return NaN or infinity.
     """
-    left, values, right = ops.svd(matrix, full_matrices=False)
+    try:
+        left, values, right = ops.svd(matrix, full_matrices=False)
+    except RuntimeError as error:
+        norm = np.linalg.norm(ops.convert_to_numpy(matrix).astype("float64"))
+        if norm < np.finfo(np.float32).max:
+            raise
+        raise FloatingPointError(
+            "expected a kernel of finite numbers, received one with NaN or infinity, or so large "
+            "that its singular values are infinite."
+        ) from error
     if number is not None:
         left, values, right = left[:, :, :number], values[:, :number], right[:, :number]
     filled = ops.not_equal(matrix, 0)

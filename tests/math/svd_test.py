@@ -32,6 +32,18 @@ def test_svd_of_a_stack(shape):
     np.testing.assert_allclose(left * values[:, None, :] @ right, matrix, atol=1e-5)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_svd_of_numbers_that_are_not_finite(number):
+    """PyTorch raises an error of its own; the other backends return what is not finite."""
+    matrix = np.ones((1, 4, 3), "float32")
+    matrix[0, 1, 1] = number
+    if keras.backend.backend() == "torch":
+        with pytest.raises(FloatingPointError, match="received one with NaN or infinity"):
+            svd(ops.convert_to_tensor(matrix))
+    else:
+        assert not all(np.isfinite(a).all() for a in arrays(*svd(ops.convert_to_tensor(matrix))))
+
+
 @pytest.mark.parametrize("shape", [(2, 30, 20), (2, 20, 30), (1, 9, 1), (1, 1, 9)])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_the_polar_factor(shape, scale):
