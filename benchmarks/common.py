@@ -8,9 +8,10 @@ import json
 import os
 import pathlib
 import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -82,6 +83,17 @@ def in_fresh_process(module: str, arguments: list[str], what: str) -> dict:
     if done.returncode:
         raise RuntimeError(f"measuring {what} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def compressed(model: keras.Model, compressor: kc.Compressor) -> keras.Model:
+    """Returns a model with every kernel compressed, without training."""
+    recipe = kc.Recipe([kc.Rule(lambda target: True, kc.AtEnd(compressor))])
+    return kc.compress(model, recipe)
+
+
+def median_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
+    """Returns latencies over those of a reference: the median of the passes' ratios."""
+    return statistics.median(a / b for a, b in zip(times, reference, strict=True))
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -28,7 +28,8 @@ import keras
 import numpy as np
 
 import keras_compaware as kc
-from benchmarks.common import environment, table, write_results
+from benchmarks.common import compressed, environment, median_ratio, table, write_results
+from benchmarks.deploy.toolkit import BATCH_SIZE, SPARSITY
 from benchmarks.deploy.toolkit import FILES as TOOLKIT_FILES
 from keras_compaware import data, measure, models
 
@@ -42,8 +43,7 @@ FORMS = {
     "pruned": "80 % zeros",
     "grid": "4-bit grid",
 }
-SPARSITY = 0.8
-BATCH_SIZE = 64
+GRID = kc.UniformQuantization(4, axis="outputs")
 CALIBRATION = 128
 RECALIBRATE_STEPS = 50
 THREADS = (1, 2)
@@ -79,8 +79,7 @@ def augmented(dataset, epoch: int = 0):
 
 def grids() -> kc.Recipe:
     """All kernels on 4-bit grids, one scale for each output channel, at every step."""
-    grid = kc.UniformQuantization(4, axis="outputs")
-    return kc.Recipe([kc.Rule(lambda target: True, kc.StraightThrough(grid))])
+    return kc.Recipe([kc.Rule(lambda target: True, kc.StraightThrough(GRID))])
 
 
 def pruning(steps: int) -> kc.Recipe:
@@ -119,10 +118,7 @@ def compact_untrained(model: keras.Model, form: str) -> keras.Model:
         return budgeted(model, form, None)
     if form == "dense":
         return model
-    constraint = kc.MagnitudePruning(SPARSITY)
-    if form == "grid":
-        constraint = kc.UniformQuantization(4, axis="outputs")
-    return kc.compress(model, kc.Recipe([kc.Rule(lambda target: True, kc.AtEnd(constraint))]))
+    return compressed(model, kc.MagnitudePruning(SPARSITY) if form == "pruned" else GRID)
 
 
 def kept(path: pathlib.Path, build: Callable[[], keras.Model]) -> keras.Model:
@@ -147,6 +143,25 @@ def hand_over(model: keras.Model, folder: pathlib.Path) -> None:
     np.savez(folder / "start.npz", **arrays)
 
 
+def forms_of(folder: pathlib.Path, start: Callable, made: Callable) -> dict[str, keras.Model]:
+    """Returns the forms of a network, and hands its weights over to the toolkit.
+
+    Args:
+        folder: Where the forms are kept.
+        start: Makes the network that all forms begin with.
+        made: Makes a form of that network, given a copy and the form's name.
+    """
+    path = folder / "start.keras"
+    hand_over(kept(path, start), folder)
+    return {
+        form: kept(
+            folder / f"{form}.keras",
+            lambda form=form: made(keras.models.load_model(path, compile=False), form),
+        )
+        for form in FORMS
+    }
+
+
 def residual(folder: pathlib.Path, dataset, steps: int, tune: int) -> dict[str, keras.Model]:
     """Returns the forms of ResNet-20."""
 
@@ -155,14 +170,7 @@ def residual(folder: pathlib.Path, dataset, steps: int, tune: int) -> dict[str, 
         model = models.build("resnet_20", dataset.image_shape, dataset.num_classes)
         return fitted(model, dataset, steps, 3e-3, 0)
 
-    start = kept(folder / "start.keras", trained)
-    hand_over(start, folder)
-
-    def made(form):
-        again = keras.models.load_model(folder / "start.keras", compile=False)
-        return compact(again, form, dataset, tune)
-
-    return {form: kept(folder / f"{form}.keras", lambda form=form: made(form)) for form in FORMS}
+    return forms_of(folder, trained, lambda model, form: compact(model, form, dataset, tune))
 
 
 def mobile(folder: pathlib.Path) -> dict[str, keras.Model]:
@@ -172,12 +180,7 @@ def mobile(folder: pathlib.Path) -> dict[str, keras.Model]:
         keras.utils.set_random_seed(0)
         return keras.applications.MobileNetV2(weights=None)
 
-    start = kept(folder / "start.keras", untrained)
-    hand_over(start, folder)
-    return {
-        form: kept(folder / f"{form}.keras", lambda form=form: compact_untrained(start, form))
-        for form in FORMS
-    }
+    return forms_of(folder, untrained, compact_untrained)
 
 
 # ---- files ------------------------------------------------------------------------------------
@@ -210,12 +213,8 @@ def of_file(path: pathlib.Path, split) -> dict:
 
 def accuracy(path: pathlib.Path, split) -> float:
     """Returns the share of a split that a file predicts right."""
-    right = 0
-    batches = data.batches(split, 100)
-    for number in range(len(batches)):
-        images, labels = batches[number]
-        right += int(np.sum(kc.export.predict(path, images).argmax(axis=-1) == labels))
-    return right / len(split)
+    scores = kc.export.predict(path, split.images * np.float32(1 / 255), batch_size=100)
+    return float(np.mean(scores.argmax(axis=-1) == split.labels))
 
 
 def toolkit_files(python: str, folder: pathlib.Path, network: str, flags) -> None:
@@ -263,8 +262,6 @@ def measured(network: str, folder: pathlib.Path, flags, dataset) -> list[dict]:
         toolkit_files(flags.toolkit_python, folder, network, flags)
         for name, (form, mode) in TOOLKIT_FILES.items():
             path = folder / f"{name}.tflite"
-            if path.stat().st_size == 0:
-                continue  # it could not be made, and the toolkit has said so
             entries.append({"by": "tfmot", "form": form, "mode": mode} | of_file(path, split))
             paths.append(path)
     with_files = [entry for entry in entries if "refused" not in entry]
@@ -285,13 +282,9 @@ def summary(results: dict) -> str:
     for network, entries in results.items():
         dense = entries[0]
         rows = [_row(entry, dense) for entry in entries if "refused" not in entry]
-        header = ["by, form", "weights", "accuracy", "KB", "gzip KB"]
+        header = ["by, form", "weights", *(["accuracy"] if "accuracy" in dense else [])]
+        header += ["KB", "gzip KB"]
         header += [name for n in THREADS for name in (f"ms, {n} thread{'s' * (n > 1)}", "ratio")]
-        with_accuracy = "accuracy" in dense
-        if not with_accuracy:
-            header, rows = (
-                [row[:2] + row[3:] for row in (header, *rows)][i] for i in (0, slice(1, None))
-            )
         parts += [f"### {NETWORKS[network]}", table(header, rows)]
         refused = [e for e in entries if "refused" in e]
         parts += [f"Refused: {e['form']}, {e['mode']}: {e['refused']}" for e in refused]
@@ -301,12 +294,12 @@ def summary(results: dict) -> str:
 def _row(entry: dict, dense: dict) -> list[str]:
     who = "tfmot: " if entry["by"] == "tfmot" else ""
     row = [who + FORMS.get(entry["form"], entry["form"]), entry["mode"]]
-    row.append(f"{entry['accuracy']:.2%}" if "accuracy" in entry else "")
+    row += [f"{entry['accuracy']:.2%}"] if "accuracy" in entry else []
     row += [f"{entry[size] / 1000:,.0f}" for size in ("bytes", "gzip_bytes")]
     for threads in THREADS:
         times = entry[f"ms_{threads}"]
-        ratios = [a / b for a, b in zip(times, dense[f"ms_{threads}"], strict=True)]
-        row += [f"{statistics.median(times):.3f}", f"{statistics.median(ratios):.2f}"]
+        ratio = median_ratio(times, dense[f"ms_{threads}"])
+        row += [f"{statistics.median(times):.3f}", f"{ratio:.2f}"]
     return row
 
 

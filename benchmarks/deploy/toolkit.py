@@ -73,10 +73,8 @@ class Trainer:
     def __call__(self, model, callbacks=()):
         kit = self._kit
         if self._dataset is None:  # weights stay as they are; a step makes the masks
-            optimizer, batches, steps = kit.optimizers.SGD(0.0), _noise(), 2
-            loss = "sparse_categorical_crossentropy"
-            model.compile(optimizer, loss)
-            model.fit(*batches, batch_size=1, epochs=1, callbacks=list(callbacks), verbose=0)
+            model.compile(kit.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
+            model.fit(*_noise(), batch_size=1, epochs=1, callbacks=list(callbacks), verbose=0)
             return model
         source = data.batches(
             self._dataset.train, BATCH_SIZE, seed=0, epoch=100, augment=data.flip_crop
@@ -100,17 +98,18 @@ def _noise():
     return random.uniform(-1, 1, size=(2, 224, 224, 3)).astype("float32"), np.zeros(2, "int64")
 
 
-def pruned(kit, toolkit, model, train, steps: int):
+def pruned(toolkit, model, train, steps: int):
     """Returns the model with zeros in all kernels, by the schedule that the other forms have."""
     sparsity = toolkit.sparsity.keras
-    schedule = sparsity.PolynomialDecay(0.0, SPARSITY, 0, max(steps // 2, 10), frequency=10)
-    if steps == 0:
+    if steps:
+        schedule = sparsity.PolynomialDecay(0.0, SPARSITY, 0, max(steps // 2, 10), frequency=10)
+    else:
         schedule = sparsity.ConstantSparsity(SPARSITY, begin_step=0, frequency=1)
     wrapped = sparsity.prune_low_magnitude(model, pruning_schedule=schedule)
     return sparsity.strip_pruning(train(wrapped, [sparsity.UpdatePruningStep()]))
 
 
-def quantization_aware(kit, toolkit, model, train, scheme=None):
+def quantization_aware(toolkit, model, train, scheme=None):
     """Returns the model after training with rounded weights and activations."""
     keras = toolkit.quantization.keras
     annotated = keras.quantize_annotate_model(model)
@@ -154,14 +153,14 @@ def main() -> None:
         return model
 
     dense = train(start()) if small else start()
-    thin = pruned(kit, toolkit, start(), train, steps)
+    thin = pruned(toolkit, start(), train, steps)
     scheme = toolkit.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
     models = {
         "dense": lambda: dense,
         "pruned": lambda: thin,
-        "quantization-aware training": lambda: quantization_aware(kit, toolkit, start(), train),
+        "quantization-aware training": lambda: quantization_aware(toolkit, start(), train),
         "pruned, then quantization-aware training": lambda: quantization_aware(
-            kit, toolkit, thin, train, scheme
+            toolkit, thin, train, scheme
         ),
     }
     for name, (form, mode) in FILES.items():

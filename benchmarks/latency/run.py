@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 
 import keras_compaware as kc
-from benchmarks.common import environment, table, write_results
+from benchmarks.common import environment, median_ratio, table, write_results
 from keras_compaware.models import resnet_20
 
 MODELS = {
@@ -78,11 +78,6 @@ def measured(
     return entries
 
 
-def ratio(entry: dict, dense: dict, field: str) -> float:
-    """Returns a latency over that of the dense model: the median over the passes."""
-    return statistics.median(a / b for a, b in zip(entry[field], dense[field], strict=True))
-
-
 def summary(results: dict[str, list[dict]]) -> str:
     """Returns the table of all models."""
     rows = []
@@ -96,9 +91,9 @@ def summary(results: dict[str, list[dict]]) -> str:
                     f"{entry['macs'] / dense['macs']:.2f}",
                     f"{entry['bytes'] / 2**10:,.0f} KB",
                     f"{statistics.median(entry['median_ms']):.3f} ms",
-                    f"{ratio(entry, dense, 'median_ms'):.2f}",
+                    f"{median_ratio(entry['median_ms'], dense['median_ms']):.2f}",
                     f"{min(entry['minimum_ms']):.3f} ms",
-                    f"{ratio(entry, dense, 'minimum_ms'):.2f}",
+                    f"{median_ratio(entry['minimum_ms'], dense['minimum_ms']):.2f}",
                 ]
             )
     header = ["model", "MACs", "ratio", "file", "median", "ratio", "minimum", "ratio"]

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,7 +19,7 @@ import keras
 import numpy as np
 
 import keras_compaware as kc
-from benchmarks.common import environment, table, write_results
+from benchmarks.common import compressed, environment, median_ratio, table, write_results
 from keras_compaware.models import lenet_300_100, resnet_20
 
 MODELS = {
@@ -54,14 +53,6 @@ ENCODINGS = {
 EXAMPLES = 4
 
 
-def compressed(model: keras.Model, compressor: kc.Compressor | None) -> keras.Model:
-    """Returns the model with every kernel compressed."""
-    if compressor is None:
-        return model
-    recipe = kc.Recipe([kc.Rule(lambda target: True, kc.AtEnd(compressor))])
-    return kc.compress(model, recipe)
-
-
 def exported(build, forms: dict, folder: pathlib.Path) -> list[tuple[dict, pathlib.Path]]:
     """Exports a network in every form and encoding.
 
@@ -78,7 +69,7 @@ def exported(build, forms: dict, folder: pathlib.Path) -> list[tuple[dict, pathl
     entries = []
     for form, compressor in forms.items():
         keras.utils.set_random_seed(0)
-        model = compressed(build(), compressor)
+        model = build() if compressor is None else compressed(build(), compressor)
         random = np.random.default_rng(0)
         x = random.normal(size=(EXAMPLES, *model.input_shape[1:])).astype("float32")
         outputs = {}
@@ -122,11 +113,6 @@ def measured(build, forms: dict, passes: int, repeats: int, folder: pathlib.Path
     return [entry for entry, _ in entries]
 
 
-def ratio(entry: dict, reference: dict, field: str) -> float:
-    """Returns a latency over that of the reference: the median over the passes."""
-    return statistics.median(a / b for a, b in zip(entry[field], reference[field], strict=True))
-
-
 def size(entry: dict) -> str:
     """Returns the bytes of a file, and those after gzip, in KB."""
     if "refused" in entry:
@@ -146,7 +132,8 @@ def summary(results: dict[str, list[dict]]) -> str:
                 "-"
                 if "refused" in entry
                 else " / ".join(
-                    f"{ratio(entry, reference, field):.2f}" for field in ("median_ms", "minimum_ms")
+                    f"{median_ratio(entry[field], reference[field]):.2f}"
+                    for field in ("median_ms", "minimum_ms")
                 )
                 for entry in of.values()
             ]

@@ -5,6 +5,11 @@ import math
 import numpy as np
 from keras import ops
 
+NOT_FINITE = (
+    "expected a kernel of finite numbers, received one with NaN or infinity, or so large that its "
+    "singular values are infinite."
+)
+
 
 def svd(matrix, number=None):
     """Returns `(left (s, m, k), values (s, k), right (s, k, n))` with k = min(m, n).
@@ -26,10 +31,7 @@ def svd(matrix, number=None):
         norm = np.linalg.norm(ops.convert_to_numpy(matrix).astype("float64"))
         if norm < np.finfo(np.float32).max:
             raise
-        raise FloatingPointError(
-            "expected a kernel of finite numbers, received one with NaN or infinity, or so large "
-            "that its singular values are infinite."
-        ) from error
+        raise FloatingPointError(NOT_FINITE) from error
     if number is not None:
         left, values, right = left[:, :, :number], values[:, :number], right[:, :number]
     filled = ops.not_equal(matrix, 0)

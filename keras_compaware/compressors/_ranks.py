@@ -5,6 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_compaware._math.svd import NOT_FINITE
 from keras_compaware._math.vbmf import variational_ranks
 from keras_compaware.base import check_integer, check_number
 
@@ -104,10 +105,7 @@ def rank_by_vbmf(owner, matrix, values):
     sizes = [ops.sum(ops.cast(ops.any(filled, axis=a), "int32"), axis=-1) for a in (2, 1)]
     sizes, values = known(owner, ops.stack(sizes, axis=1)), known(owner, values)
     if not np.isfinite(values).all():
-        raise FloatingPointError(
-            f"{owner}: expected a kernel of finite numbers, received one with NaN or infinity, or "
-            "so large that its singular values are infinite."
-        )
+        raise FloatingPointError(f"{owner}: {NOT_FINITE}")
     found = 1
     for rows, columns in np.unique(sizes[sizes.min(axis=1) > 0], axis=0).tolist():
         own = values[np.all(sizes == (rows, columns), axis=1), : min(rows, columns)]

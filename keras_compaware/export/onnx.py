@@ -92,26 +92,26 @@ def to_onnx(
         for attempt in plan.attempts():
             for backend in backends:
                 try:
-                    max_error, agreement = _written(
+                    session, max_error, agreement = _written(
                         model, attempt, backend, temporary, expected, limits
                     )
                 except (ConversionError, ExportError) as error:
                     failures.setdefault(backend, error)
                     continue
-                return _result(path, temporary, plan, max_error, agreement)
+                return _result(path, temporary, session, plan, max_error, agreement)
         raise _failed(model, failures) from next(iter(failures.values()))
 
 
 def _result(
     path: PathLike,
     temporary: pathlib.Path,
+    session: Any,
     plan: Plan,
     max_error: float,
     agreement: float | None,
 ) -> ExportResult:
     import onnx
 
-    session = _session(temporary)
     shapes = {
         value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
         for value in (*session.get_inputs(), *session.get_outputs())
@@ -168,8 +168,12 @@ def _written(
     path: pathlib.Path,
     expected: list[np.ndarray],
     limits: Limits,
-) -> tuple[float, float | None]:
-    """Converts, writes, runs and compares; returns the largest error and the least agreement."""
+) -> tuple[Any, float, float | None]:
+    """Converts, writes, runs and compares.
+
+    Returns:
+        The file, loaded; the largest error and the least agreement.
+    """
     if keras.backend.backend() == backend:
         with quiet():
             content, _ = convert(model, plan.structure, plan.specs, plan.outputs)
@@ -177,14 +181,15 @@ def _written(
         content, _ = convert_elsewhere(model, plan, converter="_onnx", backend=backend, options={})
     path.write_bytes(content)
     try:
-        received = _received(path, plan)
+        session = _session(path)
+        received = _received(session, plan)
     except Exception as error:  # ONNX Runtime has classes of its own, without a common one
         raise ExportError(
             f"Exporting {model.name!r} failed at the step 'run': the file was converted, but ONNX "
             f"Runtime does not run it on inputs of the shapes "
             f"{[value.shape for value in plan.values]}. ONNX Runtime says: {error}"
         ) from error
-    return compared(model, plan.outputs, received, expected, limits)
+    return session, *compared(model, plan.outputs, received, expected, limits)
 
 
 def _session(path: pathlib.Path) -> Any:
@@ -198,9 +203,8 @@ def _session(path: pathlib.Path) -> Any:
         )
 
 
-def _received(path: pathlib.Path, plan: Plan) -> list[np.ndarray]:
+def _received(session: Any, plan: Plan) -> list[np.ndarray]:
     """The file's outputs, in the model's order; an open batch is run in two sizes."""
-    session = _session(path)
     inside = {value.name for value in session.get_inputs()}
     size = next((spec.shape[0] for spec in plan.specs if spec.shape), None) or _PAIR
     pieces = []

@@ -112,6 +112,36 @@ def get_config():
 """
 
 
+SWEEP = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.data = {"name": "digits"}
+    config.model = "lenet_300_100"
+    config.model_args = {"units": [16, 8]}
+    config.batch_size = 64
+    config.sweep = ConfigDict()
+    config.sweep.families = {
+        "pruning": {
+            "rule": {"compressor": "MagnitudePruning"},
+            "budgets": [{"label": "50 %", "sparsity": 0.5}],
+        },
+        "rank": {
+            "rule": {"where": "dense", "compressor": "LowRank"},
+            "budgets": [{"label": "rank 2", "rank": 2}],
+        },
+    }
+    config.sweep.every = [1, 10]
+    config.sweep.schedules = {"constant": {"schedule": "constant", "learning_rate": 0.01}}
+    config.sweep.seeds = [0]
+    config.sweep.steps = 40
+    RULES
+    return config
+"""
+
+
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
     """The programs; data and dense twins are shared by the tests of a process."""

@@ -23,41 +23,12 @@ from keras_compaware.data import Split
 from keras_compaware.recipe import Recipe
 from keras_compaware.rules import Rule
 from keras_compaware.search import expand, latest
-from tests.cli.conftest import ROOT
-
-CONFIG = """
-from ml_collections import ConfigDict
-
-
-def get_config():
-    config = ConfigDict()
-    config.data = {"name": "digits"}
-    config.model = "lenet_300_100"
-    config.model_args = {"units": [16, 8]}
-    config.batch_size = 64
-    config.sweep = ConfigDict()
-    config.sweep.families = {
-        "pruning": {
-            "rule": {"compressor": "MagnitudePruning"},
-            "budgets": [{"label": "50 %", "sparsity": 0.5}],
-        },
-        "rank": {
-            "rule": {"where": "dense", "compressor": "LowRank"},
-            "budgets": [{"label": "rank 2", "rank": 2}],
-        },
-    }
-    config.sweep.every = [1, 10]
-    config.sweep.schedules = {"constant": {"schedule": "constant", "learning_rate": 0.01}}
-    config.sweep.seeds = [0]
-    config.sweep.steps = 40
-    RULES
-    return config
-"""
+from tests.cli.conftest import ROOT, SWEEP
 
 
 @pytest.fixture(scope="module")
 def file(write_config):
-    return write_config(content=CONFIG)
+    return write_config(content=SWEEP)
 
 
 @pytest.fixture(scope="module")
@@ -476,7 +447,7 @@ def test_a_trial_that_fails_in_its_worker(programs, write_config, swept, tmp_pat
         config.model = "tests.cli.worker_functions:fragile"
         config.model_args = {{"marker": "{marker}", "how": "{how}"}}
         """,
-        content=CONFIG,
+        content=SWEEP,
     )
     path = tmp_path / "sweep"
     started = time.monotonic()

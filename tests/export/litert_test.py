@@ -14,6 +14,7 @@ pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert")
 
 from keras_compaware import export
+from tests.export.networks import diverged, untouched
 
 # On another backend each export starts a process with TensorFlow in it, which takes seconds.
 pytestmark = pytest.mark.tensorflow
@@ -203,15 +204,8 @@ def test_subclassed_models_need_examples(tmp_path):
 def test_the_model_is_not_touched_and_nothing_is_printed(tmp_path, capfd):
     model = convnet()
     model.compile("adam", "mse")
-    before = [w.copy() for w in model.get_weights()]
-    nodes = [len(layer._inbound_nodes) for layer in model.layers]
-    capfd.readouterr()
-    export.to_litert(model, tmp_path / "model.tflite")
-    captured = capfd.readouterr()
-    assert captured.out == captured.err == ""
-    assert [len(layer._inbound_nodes) for layer in model.layers] == nodes
-    for w, old in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(w, old)
+    with untouched(model, capfd):
+        export.to_litert(model, tmp_path / "model.tflite")
 
 
 # Failures
@@ -228,9 +222,7 @@ def inverse_model():
 
 
 def diverged_model():
-    model = dense_model()
-    model.set_weights([np.full(w.shape, np.nan) for w in model.get_weights()])
-    return model
+    return diverged(dense_model())
 
 
 def unrunnable_model():

@@ -1,5 +1,7 @@
 """Networks of every kind, dense, factorised and shrunk, and examples for them."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import layers
@@ -21,6 +23,26 @@ def randomised(model, seed=0):
             value = random.uniform(0.5, 2.0, weight.shape)
             value *= random.choice([-1, 1], weight.shape) if "both" in weight.path else 1
         weight.assign(value)
+    return model
+
+
+@contextlib.contextmanager
+def untouched(model, capfd):
+    """Asserts that a block leaves a model as it is, and prints nothing."""
+    before = [w.copy() for w in model.get_weights()]
+    nodes = [len(layer._inbound_nodes) for layer in model.layers]
+    capfd.readouterr()
+    yield
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+    assert [len(layer._inbound_nodes) for layer in model.layers] == nodes
+    for w, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(w, old)
+
+
+def diverged(model):
+    """Makes all weights NaN."""
+    model.set_weights([np.full(w.shape, np.nan) for w in model.get_weights()])
     return model
 
 

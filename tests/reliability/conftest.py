@@ -1,5 +1,14 @@
-"""The programs, configurations and runs of the tests of the programs, also for these tests."""
+"""What the tests of the programs have: the programs, a configuration, a run that has ended."""
 
-from tests.cli.conftest import config, contents, finished, programs, write_config
+import pytest
 
-__all__ = ["config", "contents", "finished", "programs", "write_config"]
+from tests.cli.conftest import SWEEP, config, contents, finished, programs, write_config
+
+__all__ = ["config", "contents", "finished", "programs", "write_config", "write_sweep"]
+
+
+@pytest.fixture(scope="session")
+def write_sweep(write_config):
+    """Returns a function that writes the configuration of a sweep over pruning with two seeds."""
+    code = 'config.sweep.seeds = [0, 1]\ndel config.sweep.families["rank"]'
+    return lambda: write_config(code, SWEEP)

@@ -13,7 +13,7 @@ import pytest
 import keras_compaware as kc
 from keras_compaware.export import _archive
 from tests.marks import slow_on_jax
-from tests.reliability.hostile import flipped, mutated, truncated
+from tests.reliability.hostile import damaged, flipped, mutated, truncated
 
 TRIES = pytest.mark.parametrize(
     "seeds",
@@ -114,6 +114,10 @@ def test_headers_that_are_huge(archive, tmp_path):
 # ---- reports
 
 
+def changed_report(sound, dice):
+    return json.dumps(mutated(json.loads(sound), dice)).encode()
+
+
 @on_tensorflow
 @TRIES
 def test_damaged_reports(programs, finished, tmp_path, seeds):
@@ -123,14 +127,7 @@ def test_damaged_reports(programs, finished, tmp_path, seeds):
     sound = (finished.path / "report.json").read_bytes()
     shown = 0
     for seed in seeds:
-        dice = random.Random(seed)
-        if seed % 4 == 0:
-            data = truncated(sound, dice)
-        elif seed % 4 == 1:
-            data = flipped(sound, dice)
-        else:
-            data = json.dumps(mutated(json.loads(sound), dice)).encode()
-        (run / "report.json").write_bytes(data)
+        (run / "report.json").write_bytes(damaged(sound, seed, changed_report))
         page.unlink(missing_ok=True)
         arguments = [f"--workdir={run}"] + ([f"--out={page}"] if seed % 8 == 2 else [])
         outcome = programs("report", *arguments)
@@ -154,40 +151,16 @@ def test_reports_that_are_none(programs, tmp_path, text):
 
 # ---- sweeps
 
-SWEEP = """
-from ml_collections import ConfigDict
-
-
-def get_config():
-    config = ConfigDict()
-    config.data = {"name": "digits"}
-    config.model = "lenet_300_100"
-    config.model_args = {"units": [16, 8]}
-    config.batch_size = 64
-    config.sweep = ConfigDict()
-    config.sweep.families = {
-        "pruning": {
-            "rule": {"compressor": "MagnitudePruning"},
-            "budgets": [{"label": "50 %", "sparsity": 0.5}],
-        },
-    }
-    config.sweep.every = [1, 10]
-    config.sweep.schedules = {"constant": {"schedule": "constant", "learning_rate": 0.01}}
-    config.sweep.seeds = [0, 1]
-    config.sweep.steps = 40
-    return config
-"""
-
 
 @pytest.fixture(scope="module")
-def swept(write_config, tmp_path_factory):
+def swept(write_sweep, tmp_path_factory):
     """A sweep's configuration file, and a folder with records as trials leave them."""
     from keras_compaware.cli import config_flag
     from keras_compaware.cli.sweep import SweepFolder
     from keras_compaware.cli.sweep_config import resolve
     from keras_compaware.search import expand
 
-    file = write_config(content=SWEEP)
+    file = write_sweep()
     config = resolve(config_flag.load(str(file)))
     folder = SweepFolder(tmp_path_factory.mktemp("swept"))
     folder.open(config, {"backend": "tensorflow"})
@@ -198,6 +171,13 @@ def swept(write_config, tmp_path_factory):
         folder.results.append(record)
     folder.results.append({**record, "status": "failed", "error": "ValueError: no"})
     return file, folder.path
+
+
+def changed_results(sound, dice):
+    lines = [json.loads(line) for line in sound.splitlines()]
+    place = dice.randrange(len(lines))
+    lines[place] = mutated(lines[place], dice)
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 @on_tensorflow
@@ -212,17 +192,7 @@ def test_damaged_results_of_a_sweep(programs, swept, tmp_path, seeds, monkeypatc
     good = (folder / "results.jsonl").read_bytes()
     shown = 0
     for seed in seeds:
-        dice = random.Random(seed)
-        if seed % 4 == 0:
-            data = truncated(good, dice)
-        elif seed % 4 == 1:
-            data = flipped(good, dice)
-        else:
-            lines = [json.loads(line) for line in good.splitlines()]
-            place = dice.randrange(len(lines))
-            lines[place] = mutated(lines[place], dice)
-            data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-        (folder / "results.jsonl").write_bytes(data)
+        (folder / "results.jsonl").write_bytes(damaged(good, seed, changed_results))
         outcome = programs("sweep", f"--config={file}", f"--workdir={folder}", "--report")
         assert outcome.status in (0, 1), f"seed {seed}: {outcome}"
         if outcome.status:

@@ -85,13 +85,12 @@ def test_trainings_in_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_number_of_workers_of_a_sweep(programs, write_config, tmp_path):
+def test_the_number_of_workers_of_a_sweep(programs, write_sweep, tmp_path):
     """Three processes, and one, which runs all trials: the same records."""
     pytest.importorskip("tensorflow")
-    from tests.reliability.data_files_test import SWEEP
     from tests.reliability.interruption_test import results
 
-    file = write_config(content=SWEEP)
+    file = write_sweep()
     found = []
     for workers in (1, 3):
         path = tmp_path / str(workers)

@@ -51,6 +51,12 @@ def mutated(value, random):
     return value
 
 
+def damaged(data, seed, changed):
+    """Returns bytes cut off, with flipped bits, or, for every second pair of seeds, `changed`."""
+    dice = random.Random(seed)
+    return (truncated, flipped, changed, changed)[seed % 4](data, dice)
+
+
 def unpacked(data):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}

@@ -206,11 +206,10 @@ def results(path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="needs Linux")
-def test_a_sweep_that_is_killed_at_any_moment(programs, write_config, tmp_path):
+def test_a_sweep_that_is_killed_at_any_moment(programs, write_sweep, tmp_path):
     """Its workers end with it, and the results are those of a sweep that was not killed."""
-    from tests.reliability.data_files_test import SWEEP
 
-    file = write_config(content=SWEEP)
+    file = write_sweep()
     whole, path = tmp_path / "whole", tmp_path / "sweep"
     programs.succeeds("sweep", f"--config={file}", f"--workdir={whole}", "--workers=1")
     dice = random.Random(0)
