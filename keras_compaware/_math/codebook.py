@@ -9,6 +9,7 @@ from keras import ops
 
 REFITS = 8
 PROBES = 2
+EXACT = 2
 PART = 2**20
 
 
@@ -102,6 +103,10 @@ def fit_clusters(values, number, rounds, mask=None, start=None):
     or the values evenly, or in between (see `starting_levels`), or the distinct values themselves,
     which represent exactly what has few of them. The best goes on. A level without values stays.
 
+    The values are sorted once. A cluster then is a range of them, whose mean is a difference of
+    prefix sums: a round takes time for the levels only, but for the last ones, which look at every
+    value and make the means exact.
+
     Args:
         values: Float32 tensor (rows, number of values).
         number: Number of levels.
@@ -113,6 +118,8 @@ def fit_clusters(values, number, rounds, mask=None, start=None):
         `(codes, levels)`: int32 tensor of the values' shape, and levels (rows, number) that grow.
     """
     scaled, unit = normalised(values, mask)
+    ordered, stored = in_order(scaled, mask)
+    quick_round = range_means(ordered, stored)
 
     def error_of(levels):
         _, difference = nearest(levels, scaled)
@@ -120,16 +127,16 @@ def fit_clusters(values, number, rounds, mask=None, start=None):
             difference = ops.where(mask, difference, 0.0)
         return ops.sum(ops.square(difference), axis=-1, keepdims=True)
 
-    def refit(_, levels):
+    def exact_round(_, levels):
         codes, difference = nearest(levels, scaled)
         return levels + cluster_means(difference, codes, number, mask)
 
     if start is None:
-        starts = starting_levels(scaled, number, mask)
+        starts = starting_levels(ordered, stored, number)
 
         def try_start(index, state):
             best, error = state
-            levels = ops.fori_loop(0, PROBES, refit, starts[index])
+            levels = ops.fori_loop(0, PROBES, quick_round, starts[index])
             tried = error_of(levels)
             better = tried < error
             return ops.where(better, levels, best), ops.where(better, tried, error)
@@ -138,12 +145,55 @@ def fit_clusters(values, number, rounds, mask=None, start=None):
         levels, _ = ops.fori_loop(0, starts.shape[0], try_start, (starts[0], worst))
     else:
         levels = ops.sort(start / unit, axis=-1)
-    levels = ops.fori_loop(0, rounds, refit, levels)
+    exact = min(rounds, EXACT)
+    levels = ops.fori_loop(0, rounds - exact, quick_round, levels)
+    levels = ops.fori_loop(0, exact, exact_round, levels)
     codes, _ = nearest(levels, scaled)
     return codes, levels * unit
 
 
-def starting_levels(values, number, mask=None):
+def in_order(values, mask=None):
+    """Returns the stored values of each row, growing, and how many they are, float32 (rows, 1).
+
+    Behind them, in place of what is not stored, the largest is repeated.
+    """
+    rows, number = values.shape
+    if mask is None:
+        return ops.sort(values, axis=-1), ops.full((rows, 1), number, "float32")
+    lowest = ops.min(values, axis=-1, keepdims=True)
+    largest = ops.max(ops.where(mask, values, lowest), axis=-1, keepdims=True)
+    ordered = ops.sort(ops.where(mask, values, largest), axis=-1)
+    return ordered, ops.sum(ops.cast(mask, "float32"), axis=-1, keepdims=True)
+
+
+def range_means(ordered, stored):
+    """Returns a round of Lloyd's algorithm `(_, levels) -> levels` for values that are in order.
+
+    Values are below 4 in magnitude. Their prefix sums are kept as an integer number of steps,
+    exactly, and as what is left below a step, so that float32 loses nothing in long rows that a
+    round at every value does not give back.
+    """
+    rows, number = ordered.shape
+    step = 2.0 ** -max(0, min(12, 28 - number.bit_length()))
+    steps = ops.round(ordered / step)
+    start = ((0, 0), (1, 0))
+    whole = ops.pad(ops.cast(ops.cumsum(ops.cast(steps, "int32"), axis=-1), "int32"), start)
+    rest = ops.pad(ops.cumsum(ordered - steps * step, axis=-1), start)
+    last = ops.cast(stored, "int32")
+
+    def means(_, levels):
+        ends = number_below(ordered, (levels[:, 1:] + levels[:, :-1]) / 2)
+        ends = ops.concatenate([ops.zeros_like(last), ops.minimum(ends, last), last], axis=-1)
+        sums = [gathered(table, ends) for table in (whole, rest)]
+        in_steps, below = (total[:, 1:] - total[:, :-1] for total in sums)
+        counts = ops.cast(ends[:, 1:] - ends[:, :-1], "float32")
+        found = (ops.cast(in_steps, "float32") * step + below) / ops.maximum(counts, 1.0)
+        return ops.where(counts > 0, found, levels)
+
+    return means
+
+
+def starting_levels(ordered, stored, number):
     """Levels from which to start Lloyd's algorithm: (4, rows, number), growing along each row.
 
     - evenly spaced over the range;
@@ -151,15 +201,14 @@ def starting_levels(values, number, mask=None):
     - evenly spaced sums of gap^(2/3) between neighbouring values: the density of levels is then
       the cube root of that of the values, which is optimal for many levels (Panter & Dite, 1951);
     - the distinct values from below; the last repeats where there are fewer.
+
+    Args:
+        ordered: The values as `in_order` returns them: repetitions of the largest behind them add
+            neither a gap nor a distinct value.
+        stored: How many of them count.
+        number: Number of levels.
     """
-    last = values.shape[-1] - 1
-    if mask is None:
-        stored = ops.full((values.shape[0], 1), last + 1, "float32")
-    else:  # repeating the largest one adds neither a gap nor a distinct value
-        stored = ops.sum(ops.cast(mask, "float32"), axis=-1, keepdims=True)
-        lowest = ops.min(values, axis=-1, keepdims=True)
-        values = ops.where(mask, values, ops.max(ops.where(mask, values, lowest), -1, True))
-    ordered = ops.sort(values, axis=-1)
+    last = ordered.shape[-1] - 1
     low, high = ordered[:, :1], ordered[:, -1:]
     middles = (ops.arange(number, dtype="float32")[None, :] + 0.5) / number
 

@@ -157,11 +157,33 @@ def test_starting_levels_by_hand():
         [[1, 9, 9]],  # the values at which these sums are reached
         [[0, 1, 9]],
     ]
-    found = codebook.starting_levels(tensor([[9.0, 1.0, 0.0, 1.0]]), 3)
+    found = codebook.starting_levels(*codebook.in_order(tensor([[9.0, 1.0, 0.0, 1.0]])), 3)
     np.testing.assert_allclose(array(found), expected, atol=1e-6)
     mask = ops.convert_to_tensor(np.array([[True, True, False, True, True, False]]))
-    masked = codebook.starting_levels(tensor([[9.0, 1.0, 77.0, 0.0, 1.0, -5.0]]), 3, mask)
+    values = tensor([[9.0, 1.0, 77.0, 0.0, 1.0, -5.0]])
+    masked = codebook.starting_levels(*codebook.in_order(values, mask), 3)
     np.testing.assert_allclose(array(masked), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [5, 1000, 200_000])
+def test_quick_rounds_find_what_rounds_at_every_value_find(size):
+    random = np.random.default_rng(4)
+    rows = np.stack([random.standard_t(3, size=size), random.normal(3.0, 1e-3, size=size)])
+    rows = rows.astype("float32")
+    mask = random.uniform(size=rows.shape) < 0.7
+    levels = np.sort(random.choice(rows[0], (2, 4)), axis=1).astype("float32")
+    scaled, unit = codebook.normalised(tensor(rows), ops.convert_to_tensor(mask))
+    levels = levels / array(unit)
+    step = codebook.range_means(*codebook.in_order(scaled, ops.convert_to_tensor(mask)))
+    found = array(step(0, tensor(levels)))
+    values = array(scaled).astype("float64")
+    for row in range(2):
+        stored = values[row][mask[row]]
+        codes = np.searchsorted((levels[row, 1:] + levels[row, :-1]) / 2, stored)
+        for number in range(4):
+            mine = stored[codes == number]
+            expected = mine.mean() if len(mine) else levels[row, number]
+            np.testing.assert_allclose(found[row, number], expected, rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 7, 8, 100])
