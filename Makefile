@@ -14,11 +14,16 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 # What only the documentation needs is installed with the first `make docs` or `make test-slow`.
 DOCS_STAMP := $(STAMP)-docs
 
+# The lowest versions that pyproject.toml allows, of what it gives a lower bound; the rest as ever.
+LOWEST       := .venv-lowest
+LOWEST_STAMP := $(LOWEST)/.installed
+LOWEST_PINS  := 'keras==3.12.*' 'numpy==2.0.*' 'ml-dtypes==0.5.1' 'pytest==8.4.*'
+
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow docs lint format clean distclean
+.PHONY: help venv demo test test-slow test-lowest docs lint format clean distclean
 
 help: ## list the tasks
 	@echo "usage: make TASK"
@@ -86,6 +91,17 @@ test-slow: $(DOCS_STAMP) ## the slow tests on every installed backend
 	@$(call run-tests,slow,,); \
 	printf "backends:$$results\n"; exit $$failed
 
+$(LOWEST_STAMP): pyproject.toml constraints.txt Makefile | $(PY)
+	$(PY) -m venv $(LOWEST) || { rm -rf $(LOWEST); exit 1; }
+	grep -viE '^(keras|numpy|ml_dtypes|pytest)==' constraints.txt > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c $(LOWEST)/constraints.txt -e '.[tensorflow]' $(LOWEST_PINS) hypothesis pytest-xdist
+	@touch $@
+
+test-lowest: $(LOWEST_STAMP) ## the fast tests on TensorFlow, with the lowest versions allowed
+	env KERAS_BACKEND=tensorflow OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
+	  $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) -m "not slow" tests $(PYTEST_ARGS)
+
 docs: $(DOCS_STAMP) ## build the documentation as web pages, with warnings as errors
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "written to docs/_build/html/index.html"
@@ -100,7 +116,7 @@ format: $(STAMP) ## mend what the linter can mend, and reformat
 
 clean: ## remove caches, coverage data, built packages and pages; keep .venv and runs
 	rm -rf .coverage .coverage.* htmlcov dist .pytest_cache .ruff_cache .hypothesis docs/_build docs/_generated
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv
-	rm -rf $(VENV)
+distclean: clean ## clean, and remove .venv and .venv-lowest
+	rm -rf $(VENV) $(LOWEST)

@@ -125,13 +125,14 @@ EXTERNAL: dict[str, set[str]] = {
 }
 EXTERNAL_OF_FILE: dict[str, set[str]] = {
     f"{PACKAGE}/_math/backend.py": {"tensorflow", "jax", "torch"},
+    f"{PACKAGE}/cli/distribution.py": {"tensorflow", "jax"},  # devices, processes
 }
 
 # Not installed with the core, hence imported only where they are used: inside a function.
 LAZY = {
     *("tensorflow", "jax", "torch", "ai_edge_litert", "ai_edge_quantizer"),
     *("onnx", "onnxruntime", "tf2onnx"),
-    *("tensorflow_datasets", "sklearn", "matplotlib", "plotly", "keras_hub"),
+    *("tensorflow_datasets", "sklearn", "matplotlib", "plotly", "keras_hub", "torch_pruning"),
 }
 
 # Outside the package: folder -> the only names that its files may import, the standard library
@@ -142,8 +143,8 @@ OUTSIDE: dict[str, set[str]] = {
     "apps/console": set(sys.stdlib_module_names),  # it imports a program by its name
     "configs": {"ml_collections", "configs.common", "__future__"},
     "benchmarks": {
-        *(PACKAGE, "benchmarks.common", "benchmarks.deploy.toolkit"),
-        *("keras", "keras_hub", "matplotlib", "numpy"),
+        *(PACKAGE, "benchmarks"),
+        *("keras", "keras_hub", "matplotlib", "numpy", "sklearn", "torch", "torch_pruning"),
         *sys.stdlib_module_names,
     },
 }

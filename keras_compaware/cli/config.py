@@ -43,11 +43,14 @@ DEFAULTS: dict[str, Any] = {
     "shrink": {},
     "compact_at_epoch": None,
     "recalibrate_steps": 100,
+    "distribute": None,
+    "num_devices": None,
 }
 """Every key that a configuration may have, with the value of those that it leaves out.
 
 For `rules` and `channels` see `recipe_of`, for `optimizer` `optimizer_of`, for `shrink` the module
-`shrinking`, for `compact_at_epoch` the module `early`.
+`shrinking`, for `compact_at_epoch` the module `early`, for `distribute` and `num_devices`
+`distribution`.
 """
 
 _SUBJECTS = ("constraint", "compressor", "regularizer")  # what actions call what they apply

@@ -29,6 +29,7 @@ from keras_compaware.cli.config import (
     steps_per_epoch,
 )
 from keras_compaware.cli.details import layers_of, spectra_of
+from keras_compaware.cli.distribution import ONE_DEVICE, Devices
 from keras_compaware.cli.early import check as check_early
 from keras_compaware.cli.early import epoch_of, is_smaller
 from keras_compaware.cli.files import first_line, load_model, read_model, save_model, writing
@@ -50,10 +51,12 @@ class Experiment:
     Args:
         config: Resolved configuration.
         data_dir: Folder of TFDS data sets, or None.
+        devices: What is trained on.
     """
 
     config: Mapping[str, Any]
     data_dir: str | None = None
+    devices: Devices = ONE_DEVICE
 
     def __post_init__(self) -> None:
         settings = self.config["data"]
@@ -64,7 +67,8 @@ class Experiment:
                 validation=settings["validation"],
                 image_size=settings["image_size"],
             )
-        self.steps_per_epoch = steps_per_epoch(len(self.dataset.train), self.config["batch_size"])
+        examples = self.devices.usable(len(self.dataset.train))
+        self.steps_per_epoch = steps_per_epoch(examples, self.config["batch_size"])
         self.total_steps = self.steps_per_epoch * self.config["epochs"]
 
     def recipe(self) -> Recipe | None:
@@ -110,18 +114,14 @@ class Experiment:
         recipe = self.recipe()
         if recipe is not None:
             plan = recipe.plan(model)
-            with writing(workdir.plan):
-                write_text_atomic(workdir.plan, f"{plan}\n")
+            if self.devices.leads:
+                with writing(workdir.plan):
+                    write_text_atomic(workdir.plan, f"{plan}\n")
             say(plan)
             model = recipe.wrap(model)
         self.compile(model, recipe)
-        compression = [] if recipe is None else recipe.callbacks(model)
-        checkpoint = Checkpoint(
-            workdir, compression[0] if compression else None, self.config["seed"]
-        )
         epochs = epoch_of(self.config) or self.config["epochs"]
-        self._fit(model, workdir, epochs, [*compression, checkpoint])
-        return model, checkpoint
+        return self._fit(model, workdir, epochs, recipe)
 
     def compact_and_train(
         self, model: keras.Model, before: Checkpoint, workdir: Workdir
@@ -144,8 +144,9 @@ class Experiment:
         save_model(small, workdir.early)
         first_step = self.steps_per_epoch * epoch
         self._compile(small, optimizer_of(self.config, self.total_steps, first_step))
-        checkpoint = Checkpoint(workdir, None, self.config["seed"], before)
-        self._fit(small, workdir, self.config["epochs"], [checkpoint], epoch)
+        small, checkpoint = self._fit(
+            small, workdir, self.config["epochs"], before=before, first_epoch=epoch
+        )
         # From here on the optimizer is that of a run that was not compacted early.
         schedule = learning_rate_of(self.config, self.total_steps)
         if not isinstance(schedule, float):
@@ -170,32 +171,42 @@ class Experiment:
         steps = self.steps_per_epoch * epochs
         settings = {**self.config["optimizer"], "learning_rate": rate}
         self._compile(model, optimizer_of({**self.config, "optimizer": settings}, steps))
-        checkpoint = Checkpoint(workdir, None, self.config["seed"])
-        self._fit(model, workdir, epochs, [checkpoint])
+        trained, checkpoint = self._fit(model, workdir, epochs)
+        if trained is not model:
+            model.set_weights(trained.get_weights())
         return checkpoint.seconds
 
-    def _fit(self, model, workdir, epochs, callbacks, first_epoch=0):
-        *compression, checkpoint = callbacks
-        done = checkpoint.restore(model)
-        if done:
-            say(f"resuming after epoch {done} of {epochs}")
-        batches = self.batches("train")
-        model.fit(
-            batches,
-            epochs=epochs,
-            initial_epoch=done or first_epoch,
-            shuffle=False,  # the batches shuffle themselves, the same way after a restart
-            validation_data=self.batches("validation") if self.dataset.validation else None,
-            callbacks=[
-                data.FollowEpoch(batches),
-                *compression,
-                *_tensorboard(workdir),
-                checkpoint,
-            ],
-            verbose=1 if sys.stdout.isatty() else 2,
-        )
+    def _fit(self, model, workdir, epochs, recipe=None, before=None, first_epoch=0):
+        """Trains a compiled model, on all devices; returns it on one, and its checkpoint."""
+        with self.devices.scope():
+            model = self.devices.copy(model)
+            compression = [] if recipe is None else recipe.callbacks(model)
+            checkpoint = Checkpoint(
+                workdir, next(iter(compression), None), self.config["seed"], before, self.devices
+            )
+            done = checkpoint.restore(model)
+            if done:
+                say(f"resuming after epoch {done} of {epochs}")
+            batches = self.batches("train")
+            validation = self.batches("validation") if self.dataset.validation else None
+            model.fit(
+                self.devices.share(batches),
+                epochs=epochs,
+                initial_epoch=done or first_epoch,
+                shuffle=False,  # the batches shuffle themselves, the same way after a restart
+                validation_data=None if validation is None else self.devices.share(validation),
+                callbacks=[
+                    data.FollowEpoch(batches),
+                    *compression,
+                    *_tensorboard(workdir),
+                    checkpoint,
+                ],
+                verbose=1 if sys.stdout.isatty() else 2 if self.devices.leads else 0,
+            )
+        model = self.devices.copy(model)
         if self.config["recalibrate_steps"]:
             recalibrate_batch_norm(model, self.batches("train"), self.config["recalibrate_steps"])
+        return model, checkpoint
 
     def batches(self, split: str) -> data.Batches:
         """Returns a split in batches; the training split reshuffled and augmented each epoch."""
@@ -231,20 +242,29 @@ class Experiment:
             },
         )
         workdir = Workdir(_twins_dir() / key)
-        with workdir.locked(wait=True):  # several runs may need the same twin at the same time
-            if all(p.exists() for p in (workdir.report, workdir.litert, workdir.codes)):
+        with self._leading(workdir):  # several runs may need it at the same time
+            if self.devices.leads:
+                found = all(p.exists() for p in (workdir.report, workdir.litert, workdir.codes))
+                if not found:
+                    workdir.open(config, overwrite=workdir.report.exists())
+            if self.devices.agree(self.devices.leads and found):
                 say(f"dense twin: found in {workdir.path}")
                 return workdir
             say(f"dense twin: training the same network without compression, {workdir.path}")
-            workdir.open(config, overwrite=workdir.report.exists())
-            twin = Experiment(config, self.data_dir)
+            twin = Experiment(config, self.data_dir, self.devices)
             model, checkpoint = twin.train(workdir)
+            if not self.devices.leads:
+                return workdir
             save_model(model, workdir.model)
             report = twin.measure(model, model, workdir, {}, {})
             report |= {"seconds": checkpoint.seconds, "history": checkpoint.history}
             with writing(workdir.report):
                 write_json_atomic(workdir.report, report)
         return workdir
+
+    def _leading(self, workdir):
+        """The lock on a folder, for which the first of several processes waits."""
+        return workdir.locked(wait=True) if self.devices.leads else contextlib.nullcontext()
 
     def dense_model(self, twin: Workdir) -> keras.Model:
         """Returns the trained model of the dense twin's folder."""
@@ -384,22 +404,34 @@ def load_weights(model: keras.Model, path: str) -> None:
         ) from error
 
 
-def run(config: Mapping[str, Any], path: str, *, data_dir: str | None, overwrite: bool) -> dict:
-    """Runs a whole experiment in a folder and returns its report.
+def run(
+    config: Mapping[str, Any],
+    path: str,
+    *,
+    data_dir: str | None,
+    overwrite: bool,
+    devices: Devices = ONE_DEVICE,
+) -> dict | None:
+    """Runs a whole experiment in a folder; returns its report, of several processes in the first.
 
     Args:
         config: Resolved configuration.
         path: The folder: new, of an interrupted run of the same configuration, or of any run if
-            `overwrite`.
+            `overwrite`. All processes have to see it.
         data_dir: Folder of TFDS data sets, or None.
         overwrite: Whether to remove the files of an earlier run first.
+        devices: What is trained on.
 
     Raises:
         UserError: If the folder or the configuration does not allow it.
     """
     workdir = Workdir(path)
-    experiment = Experiment(config, data_dir)
+    experiment = Experiment(config, data_dir, devices)
     experiment.check()
+    if not devices.leads:
+        experiment.dense_twin()
+        experiment.train(workdir)
+        return None
     with workdir.locked():
         workdir.open(config, overwrite=overwrite)
         return _run_in(workdir, experiment)

@@ -73,9 +73,11 @@ def resolve(config: ConfigDict | Mapping) -> dict[str, Any]:
     base = resolve_experiment(given)
     for key, default in EXPERIMENT.items():
         if key not in (*SHARED, "epochs", "seed") and base[key] != default:
+            reason = "what is done to the kernels is said by config.sweep.families"
+            if key in ("distribute", "num_devices"):
+                reason = "every trial runs on one device"
             raise UserError(
-                f"config.{key} must be left out in a sweep: what is done to the kernels is said by "
-                f"config.sweep.families. Received: {base[key]!r}"
+                f"config.{key} must be left out in a sweep: {reason}. Received: {base[key]!r}"
             )
     checked = {"sweep": _sweep(sweep), **{key: base[key] for key in SHARED}}
     if checked["data"]["validation"] <= 0:

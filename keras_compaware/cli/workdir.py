@@ -18,6 +18,7 @@ import numpy as np
 
 from keras_compaware._files import write_json_atomic, write_text_atomic
 from keras_compaware.base import Code, Compressor
+from keras_compaware.cli.distribution import ONE_DEVICE, Devices
 from keras_compaware.cli.files import first_line, save_model, writing
 from keras_compaware.cli.program import UserError, say
 from keras_compaware.training import CompressionCallback
@@ -182,6 +183,7 @@ class Checkpoint(keras.callbacks.Callback):
         seed: The run's seed.
         before: Of a model that was compacted early, the checkpoint of the training before, which
             this one goes on with in a folder of its own. Default None.
+        devices: What the model is trained on; of several processes the first one writes.
     """
 
     def __init__(
@@ -190,9 +192,11 @@ class Checkpoint(keras.callbacks.Callback):
         compression: CompressionCallback | None,
         seed: int,
         before: "Checkpoint | None" = None,
+        devices: Devices = ONE_DEVICE,
     ) -> None:
         super().__init__()
         self._seed = seed
+        self._devices = devices
         self._workdir = workdir
         self._compression = compression
         self._folder = workdir.early_checkpoints if before else workdir.checkpoints
@@ -229,7 +233,8 @@ class Checkpoint(keras.callbacks.Callback):
                 f"the checkpoint {found[-1]} cannot be restored ({type(error).__name__}: "
                 f"{first_line(error)}). Run again with --overwrite."
             ) from error
-        self._write_history()  # the run may have ended between the checkpoint and this file
+        if self._devices.leads:
+            self._write_history()  # the run may have ended between the checkpoint and this file
         return epochs
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -255,8 +260,9 @@ class Checkpoint(keras.callbacks.Callback):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         numbers = {key: _finite(value) for key, value in (logs or {}).items()}
         self.history.append({"epoch": epoch + 1, **numbers, "learning_rate": rate})
-        with writing(self._folder):
-            self._save(epoch + 1)
+        if self._devices.leads:
+            with writing(self._folder), self._devices.alone():
+                self._save(epoch + 1)
 
     def _save(self, epochs: int) -> None:
         name = f"epoch-{epochs:05d}"
@@ -295,7 +301,7 @@ class Checkpoint(keras.callbacks.Callback):
     @property
     def codes(self) -> dict[str, Code]:
         """Codes of kernels that several compressors made, for `compact`; known once trained."""
-        return self._compression.codes if self._compression else {}
+        return self._devices.collect(self._compression.codes) if self._compression else {}
 
     @property
     def compressors(self) -> dict[str, Compressor]:

@@ -43,14 +43,19 @@ def clone(model, change):
     def clone_function(operation):
         if not isinstance(operation, keras.Layer):
             return type(operation).from_config(operation.get_config())
+        if has_graph(operation):  # Keras 3.12 does not enter models that are nested two deep
+            return enter(operation)
         new, receiver = change(operation)
         if receiver is not None:
             copies.append((operation, receiver))
         stack.enter_context(zeros_at_first(new))
         return new
 
+    def enter(nested):
+        return keras.models.clone_model(nested, clone_function=clone_function, recursive=True)
+
     with contextlib.ExitStack() as stack:
-        cloned = keras.models.clone_model(model, clone_function=clone_function, recursive=True)
+        cloned = enter(model)
     for old, new in copies:
         copy_weights(old, new)
     return cloned
@@ -108,4 +113,9 @@ def copy_variable(source, destination):
 
     On JAX two variables that share an array both lose it when one of them is trained.
     """
-    destination.assign(np.array(keras.ops.convert_to_numpy(source)))
+    value = keras.ops.convert_to_tensor(source)
+    if getattr(value, "is_fully_addressable", True) or value.is_fully_replicated:
+        value = np.array(keras.ops.convert_to_numpy(value))
+    else:  # on JAX, other processes hold parts of it
+        value = keras.ops.copy(value)
+    destination.assign(value)

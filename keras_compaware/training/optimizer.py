@@ -179,6 +179,8 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
     # ---- Keras optimizer ----------------------------------------------------------------------
 
     def build(self, variables):
+        if self.built:
+            return
         variables = list(variables)
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(variables)
@@ -201,7 +203,7 @@ class CompressionOptimizer(keras.optimizers.Optimizer):
                 self._masks[entry.name] = self.add_variable(
                     shape=first.shape if entry.layout is None else entry.layout.shape,
                     initializer="ones",
-                    dtype="int8",
+                    dtype="bool",  # int8 is not sent to other workers by TensorFlow
                     name=f"mask_{number}",
                 )
             for action in entry.actions:
@@ -359,7 +361,7 @@ def _conditionally(condition, function, otherwise):
 
 
 def _mask_of(w):
-    return ops.cast(ops.not_equal(w, 0), "int8")
+    return ops.not_equal(w, 0)
 
 
 def _choose(condition, w, mask):
@@ -367,7 +369,7 @@ def _choose(condition, w, mask):
 
 
 def _masked(w, mask):
-    return ops.where(ops.equal(mask, 0), ops.zeros_like(w), w)
+    return ops.where(mask, w, ops.zeros_like(w))
 
 
 def step_optimizer(optimizer):

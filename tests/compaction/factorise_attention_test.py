@@ -23,7 +23,7 @@ from tests.compaction.helpers import (
     lower_rank,
     outputs_of,
 )
-from tests.marks import slow_on_jax
+from tests.marks import needs_gates, slow_on_jax
 
 layers = keras.layers
 BACKEND = keras.backend.backend()
@@ -66,6 +66,7 @@ def test_training_goes_on():
     check_training(small, data((6, 16)))
 
 
+@needs_gates
 @slow_on_jax
 def test_a_gate_reads_the_narrow_query_too():
     model = lower_rank(self_attention(use_gate=True))

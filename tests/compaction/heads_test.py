@@ -25,7 +25,7 @@ from keras_compaware.compaction.shrink import shrink
 from keras_compaware.coupling import analyse, channel_spaces
 from tests.coupling import networks
 from tests.coupling.helpers import array, check_law, inputs_of, outputs_of, randomise
-from tests.marks import slow_on_jax
+from tests.marks import needs_gates, slow_on_jax
 
 BACKEND = keras.backend.backend()
 TOLERANCE = {"tensorflow": 1e-9, "torch": 1e-5, "jax": 1e-3}[BACKEND]  # as in shrink_test.py
@@ -76,10 +76,10 @@ def grouped_scores_read_by_heads():
     "make",
     [
         called_twice,
-        over_one_axis_of_two,
+        pytest.param(over_one_axis_of_two, marks=needs_gates),
         masked_tokens,
         scores_read_by_heads,
-        grouped_scores_read_by_heads,
+        pytest.param(grouped_scores_read_by_heads, marks=needs_gates),
     ],
     ids=lambda make: make.__name__,
 )

@@ -9,6 +9,7 @@ from keras_compaware import GroupLasso, Proximal, Recipe, Rule
 from keras_compaware.coupling import channel_spaces, coupled_targets
 from tests.coupling import networks
 from tests.coupling.helpers import array
+from tests.marks import needs_gates
 
 # The analysis computes nothing; on JAX the time goes into making the layers.
 pytestmark = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
@@ -25,6 +26,7 @@ def members(space):
     return {(m.name, m.axis, m.role): m.index_map.tolist() for m in space.members}
 
 
+@needs_gates
 def test_members_are_slices_of_all_kernels_and_biases():
     attention = layers.MultiHeadAttention(3, 2, value_dim=5, use_gate=True, name="attention")
     model = networks.encoder(attention)

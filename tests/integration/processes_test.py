@@ -87,6 +87,66 @@ if size > 1 and jax.process_index() == 0:
 """
 
 
+MODEL_PARALLEL_WORKER = """
+import sys
+
+import jax
+
+rank, size, port = map(int, sys.argv[1:])
+jax.config.update("jax_enable_x64", True)
+if size > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=size, process_id=rank)
+
+import keras
+import numpy as np
+from jax.experimental import multihost_utils
+import keras_compaware as kc
+
+keras.config.set_floatx("float64")
+keras.utils.set_random_seed(0)
+if size > 1:
+    mesh = keras.distribution.DeviceMesh(
+        (1, 2), ("batch", "model"), keras.distribution.list_devices()
+    )
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts[".*(thin|coded)/kernel"] = (None, "model")
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(
+            layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False
+        )
+    )
+
+names = ("thin", "coded", "pruned", "head")
+dense = [keras.layers.Dense(8, activation="tanh", name=name) for name in names]
+model = keras.Sequential([keras.Input((6,)), *dense])
+before = keras.tree.map_structure(lambda v: v.value, model.variables)
+recipe = kc.Recipe([
+    kc.Rule("thin", kc.StraightThrough(kc.LowRank(rank=2), every=3)),
+    kc.Rule("coded", kc.StraightThrough(kc.UniformQuantization(4))),
+    kc.Rule("pruned", kc.Every(3, kc.MagnitudePruning(0.75), hold=True)),
+])
+wrapped = recipe.wrap(model)
+if size > 1:
+    kernel = wrapped.get_layer("thin").layer.kernel
+    assert kernel.value.addressable_shards[0].data.shape == (6, 4)
+wrapped.compile(recipe.optimizer(keras.optimizers.SGD(0.05, momentum=0.5)), "mse")
+random = np.random.default_rng(0)
+x, y = random.normal(size=(64, 6)), random.normal(size=(64, 8))
+wrapped.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0,
+            callbacks=recipe.callbacks(wrapped))
+
+def whole(variable):
+    value = variable.value
+    return np.array(multihost_utils.process_allgather(value, tiled=True) if size > 1 else value)
+
+found = {v.path: whole(v) for v in wrapped.variables}
+for variable, value in zip(model.variables, before, strict=True):  # the model was copied
+    found[f"untrained {variable.path}"] = whole(variable)
+    assert variable.value is value and not value.is_deleted()
+np.savez(f"../weights-{rank}-of-{size}.npz", **found)
+"""
+
+
 TENSORFLOW_WORKER = """
 import sys
 
@@ -102,12 +162,12 @@ keras.utils.set_random_seed(0)
 rank = int(sys.argv[1])
 recipe = kc.Recipe([
     kc.Rule("thin", kc.Every(3, kc.LowRank(rank=2))),
-    kc.Rule("pruned", kc.Every(3, kc.MagnitudePruning(0.75))),
+    kc.Rule("pruned", kc.Every(3, kc.MagnitudePruning(0.75), hold=True)),
 ])
 with strategy.scope():
     dense = [keras.layers.Dense(8, name=name) for name in ("thin", "pruned")]
     model = keras.Sequential([keras.Input((6,)), *dense, keras.layers.Dense(2, name="head")])
-    optimizer = keras.optimizers.SGD(0.05)
+    optimizer = recipe.optimizer(keras.optimizers.SGD(0.05))
     model.compile(optimizer, "mse")
     (compression,) = recipe.callbacks(model)
     optimizer.build(model.trainable_variables)
@@ -134,6 +194,8 @@ def step(inputs, outputs):
 for n, own in enumerate(np.arange(64).reshape(8, 2, 4)[:, rank], 1):
     step(tf.constant(x[own]), tf.constant(y[own]))
     compression.step(model, n)
+    if n >= 3:  # held in the steps between two firings as well
+        assert np.sum(keras.ops.convert_to_numpy(dense[1].kernel) == 0) == 48, n
 compression.finish(model)
 assert [firing.step for firing in compression.firings] == [3, 6, 8]
 found = {layer.name: keras.ops.convert_to_numpy(layer.kernel) for layer in model.layers}
@@ -205,6 +267,25 @@ def test_two_processes_train_as_one(tmp_path):
         "worker-0-of-2": ["codes.safetensors", "compact.keras"],
         "worker-1-of-2": [],
     }
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="ModelParallel is JAX's")
+def test_two_processes_that_hold_parts_of_the_kernels(tmp_path):
+    port = free_port()
+    workers = [
+        start(tmp_path, rank, size, port, MODEL_PARALLEL_WORKER)
+        for rank, size in [(0, 1), (0, 2), (1, 2)]
+    ]
+    first, second = results(tmp_path, workers)
+    alone = dict(np.load(tmp_path / "weights-0-of-1.npz"))
+    assert set(alone) == set(first)
+    for name, weights in alone.items():
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        # Not closer: what is compressed is computed in float32.
+        np.testing.assert_allclose(first[name], weights, rtol=0, atol=1e-6, err_msg=name)
+    (thin,) = (value for name, value in first.items() if name.endswith("thin/kernel")
+               and not name.startswith("untrained"))  # fmt: skip
+    assert np.linalg.matrix_rank(thin, tol=1e-6) == 2
 
 
 @pytest.mark.tensorflow

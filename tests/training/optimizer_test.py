@@ -245,6 +245,36 @@ def test_a_saved_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     np.testing.assert_array_equal(kernel(half), kernel(whole))
 
 
+def test_masks_of_older_files_are_read():
+    """They were 8-bit integers."""
+    model, callbacks = linear(
+        recipe_of(Every(4, MagnitudePruning(0.5), hold=True)), keras.optimizers.SGD(0.01)
+    )
+    fit(model, callbacks)
+    store = {}
+    model.optimizer.save_own_variables(store)
+    masks = [key for key, value in store.items() if np.asarray(value).dtype == bool]
+    assert len(masks) == 1
+    store[masks[0]] = np.asarray(store[masks[0]]).astype("int8")
+    other, callbacks = linear(
+        recipe_of(Every(100, MagnitudePruning(0.5), hold=True)), keras.optimizers.SGD(0.01)
+    )
+    other.optimizer.build(other.trainable_variables)
+    other.optimizer.load_own_variables(store)
+    other.layers[0].kernel.assign(np.ones((6, 3)))
+    x, y = examples()
+    other.train_on_batch(x, y)
+    np.testing.assert_array_equal(kernel(other) == 0, store[masks[0]] == 0)
+
+
+def test_building_twice_changes_nothing():
+    model, _ = linear(recipe_of(Every(4, MagnitudePruning(0.5), hold=True)), keras.optimizers.SGD())
+    model.optimizer.build(model.trainable_variables)
+    before = list(map(id, model.optimizer.variables))
+    model.optimizer.build(model.trainable_variables)
+    assert list(map(id, model.optimizer.variables)) == before
+
+
 @pytest.mark.parametrize("overwrite", [None, 5])
 def test_zeros_survive_averaging(overwrite):
     inner = keras.optimizers.SGD(
