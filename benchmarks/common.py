@@ -11,7 +11,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -108,3 +109,61 @@ def write_results(path: pathlib.Path, results: dict) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def read_results(path: pathlib.Path, settings: Mapping) -> dict:
+    """Returns the results of a file, or results without an arm if there is none.
+
+    Raises:
+        ValueError: If the file was measured with other settings.
+    """
+    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        return {"settings": settings, "arms": {}}
+    results = json.loads(path.read_text("utf-8"))
+    found = results["settings"]
+    if found != settings:
+        other = [key for key in {*found, *settings} if found.get(key) != settings.get(key)]
+        raise ValueError(
+            f"{path} was measured with other settings: {', '.join(sorted(other))}. Give another "
+            "--out, or the flags of that run."
+        )
+    return results
+
+
+def run_arms(path: pathlib.Path, settings: Mapping, arms: Mapping[str, Callable[[], dict]]) -> dict:
+    """Runs the arms that a file of results lacks, and writes the file after each of them.
+
+    Args:
+        path: The file, results.json.
+        settings: What the results of all arms depend on, as JSON values.
+        arms: By name, what runs an arm and returns what was measured.
+
+    Returns:
+        The results: the settings, the environment of the last arm that was run, and the arms.
+    """
+    results = read_results(path, settings)
+    todo = [name for name in arms if name not in results["arms"]]
+    for number, name in enumerate(todo, start=1):
+        keras.utils.clear_session()
+        started = time.perf_counter()
+        found = arms[name]()
+        seconds = time.perf_counter() - started
+        results["environment"] = environment()
+        results["arms"][name] = found | {"seconds": seconds}
+        write_results(path, results)
+        print(f"{number} of {len(todo)}: {name}, {seconds:.0f} s: {found}", flush=True)
+    return results
+
+
+def kept(path: pathlib.Path, build: Callable[[], keras.Model]) -> keras.Model:
+    """Returns the model of a file, which is made, without its optimizer, if it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        model = build()
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        keras.Model(model.inputs, model.outputs, name=model.name).save(temporary)
+        os.replace(temporary, path)
+        print(f"{path.stem}: {time.perf_counter() - started:.0f} s", flush=True)
+    return keras.models.load_model(path, compile=False)

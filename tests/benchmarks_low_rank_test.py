@@ -163,7 +163,7 @@ def test_arms():
 
 
 def test_the_first_seed_of_everything_comes_first():
-    trials = benchmark.all_trials(["mnist"], list(benchmark.NETWORKS), [4, 0])
+    trials = benchmark.all_trials(list(benchmark.DATASETS), list(benchmark.NETWORKS), [4, 0])
     assert len({trial.name for trial in trials}) == len(trials)
     seeds = [trial.seed for trial in trials]
     half = len(trials) // 2

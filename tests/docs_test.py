@@ -119,6 +119,17 @@ def test_the_method_of_the_guide_obeys_every_law(added):
     laws.test_it_cannot_be_changed(added)
 
 
+# ---- results ----------------------------------------------------------------------------------
+
+
+def test_the_results_quote_rows_of_the_pages_of_benchmarks():
+    pages = [path.read_text() for path in (ROOT / "benchmarks").glob("*/*.md")]
+    known = {line for page in pages for line in page.splitlines() if line.startswith("|")}
+    quoted = [line for line in (DOCS / "results.md").read_text().splitlines() if line[:1] == "|"]
+    assert len(quoted) > 50
+    assert [line for line in quoted if line not in known] == []
+
+
 # ---- the reference ----------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ ARMS = {
     "nuclear_groups": "nuclear norm and groups",
 }
 STAGES = {"before": "before fine-tuning", "after": "after fine-tuning"}
-DATASETS = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST"}
+DATASETS = {"fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 SEEDS = (0, 1, 2)
 
 
@@ -57,6 +57,8 @@ class Settings:
         batch_size: Examples a batch.
         learning_rate: Where both cosine schedules of Adam begin; they end at 0.
         recalibrate_steps: Batches for batch-norm statistics after training and truncation.
+        augment: Whether training images are mirrored and shifted.
+        datasets: Names of the data sets it is trained on, or None: on all.
     """
 
     title: str
@@ -71,11 +73,22 @@ class Settings:
     batch_size: int = 128
     learning_rate: float = 1e-3
     recalibrate_steps: int = 50
+    augment: bool = False
+    datasets: Sequence[str] | None = None
 
     def to_json(self) -> dict:
         """Returns what the result of a trial depends on, as JSON values."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "strengths"}
+        fields = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ("strengths", "datasets") and (value or name != "augment")
+        }
         return json.loads(json.dumps(fields))
+
+    def batches(self, split: data.Split, seed: int, epoch: int = 0) -> data.Batches:
+        """Returns the batches of a split for training."""
+        augment = data.flip_crop if self.augment else None
+        return data.batches(split, self.batch_size, seed=seed, epoch=epoch, augment=augment)
 
 
 NETWORKS = {
@@ -92,6 +105,7 @@ NETWORKS = {
         group_share=0.01,
         epochs=8,
         tune_steps=422,
+        datasets=("fashion_mnist", "mnist"),
     ),
     "lenet_5": Settings(
         title="LeNet-5",
@@ -107,8 +121,42 @@ NETWORKS = {
         epochs=5,
         tune_steps=211,
         targets=(0.5, 0.25, 0.125, 0.0625),
+        datasets=("fashion_mnist", "mnist"),
+    ),
+    "decomposed": Settings(
+        title="1-D kernels",
+        network="benchmarks.low_rank_regularizer.networks:decomposed",
+        arguments={},
+        strengths={"none": (0.0,), "nuclear_groups": (0.3, 1.0)},
+        group_share=0.01,
+        epochs=3,
+        tune_steps=211,
+        targets=(0.5, 0.25, 0.125),
+        datasets=("fashion_mnist",),
+    ),
+    "resnet_20": Settings(
+        title="ResNet-20",
+        network="resnet_20",
+        arguments={},
+        strengths={"none": (0.0,), "nuclear": (0.1, 0.3)},
+        group_share=0.01,
+        epochs=60,
+        tune_steps=351,
+        targets=(0.5, 0.25, 0.125),
+        augment=True,
+        datasets=("cifar10",),
     ),
 }
+
+
+def pairs(datasets: Iterable[str], networks: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns which of the networks are trained on which of the data sets."""
+    return [
+        (dataset, network)
+        for network in networks
+        for dataset in datasets
+        if dataset in (NETWORKS[network].datasets or datasets)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +189,7 @@ def all_trials(
     """Returns all trials: the first seed of everything, then network by network."""
     trials = [
         Trial(dataset, network, arm, strength, seed)
-        for network in networks
-        for dataset in datasets
+        for dataset, network in pairs(datasets, networks)
         for seed in seeds
         for arm, strengths in NETWORKS[network].strengths.items()
         for strength in strengths
@@ -273,7 +320,7 @@ def trained(trial: Trial, settings: Settings, dataset: data.Dataset) -> keras.Mo
         return models.build(settings.network, shape, classes, **settings.arguments)
 
     model, callbacks = build(), []
-    batches = data.batches(dataset.train, settings.batch_size, seed=trial.seed)
+    batches = settings.batches(dataset.train, trial.seed)
     what = action(trial.arm, trial.strength, settings)
     if what is not None:
         recipe = kc.Recipe([kc.Rule(None, what)])
@@ -326,9 +373,7 @@ def tuned(
     model: keras.Model, trial: Trial, settings: Settings, dataset: data.Dataset
 ) -> dict[str, dict[str, float]]:
     """Trains a compacted model further; returns its accuracies before and after that."""
-    batches = data.batches(
-        dataset.train, settings.batch_size, seed=trial.seed, epoch=settings.epochs
-    )
+    batches = settings.batches(dataset.train, trial.seed, settings.epochs)
     if settings.tune_steps > len(batches):
         raise ValueError(
             f"`tune_steps` must be at most the {len(batches)} steps of an epoch. "
@@ -422,16 +467,13 @@ def groups(records: Iterable[dict], datasets: Iterable[str], networks: Iterable[
     """Returns the `Group`s of records; of a seed that not all arms have, nothing is taken."""
     found = {(r["dataset"], r["network"], r["arm"], r["strength"], r["seed"]): r for r in records}
     result = []
-    for network in networks:
-        settings = NETWORKS[network]
-        arms = [(arm, float(s)) for arm, strengths in settings.strengths.items() for s in strengths]
-        for dataset in datasets:
-            sets = [
-                {key[4] for key in found if key[:4] == (dataset, network, *arm)} for arm in arms
-            ]
-            seeds = tuple(sorted(set.intersection(*sets)))
-            taken = {arm: [found[dataset, network, *arm, seed] for seed in seeds] for arm in arms}
-            result.append(Group(dataset, network, seeds, taken))
+    for dataset, network in pairs(datasets, networks):
+        strengths = NETWORKS[network].strengths
+        arms = [(arm, float(s)) for arm, values in strengths.items() for s in values]
+        sets = [{key[4] for key in found if key[:4] == (dataset, network, *arm)} for arm in arms]
+        seeds = tuple(sorted(set.intersection(*sets)))
+        taken = {arm: [found[dataset, network, *arm, seed] for seed in seeds] for arm in arms}
+        result.append(Group(dataset, network, seeds, taken))
     return result
 
 
@@ -484,7 +526,7 @@ def gain_table(found: Sequence[Group], arms: Sequence[str], base: str = "none") 
     header = ["", "regularizer", "", *[f"{target:g}" for target in targets]]
     rows = []
     for group in found:
-        for arm in arms if group.seeds else ():
+        for arm in filter(group.arms.__contains__, arms if group.seeds else ()):
             for stage, title in STAGES.items():
 
                 def cell(target, group=group, arm=arm, stage=stage):
@@ -631,15 +673,30 @@ def _draw_strengths(axis, group, stage):
     _reference(axis, group, "no regularizer, not truncated")
 
 
-def collected(folder: pathlib.Path, datasets: Sequence[str], networks: Sequence[str]) -> dict:
-    """Returns the results of all trials in a folder."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    records = [{k: v for k, v in record.items() if k != "settings"} for record in records]
+def collected(folder: pathlib.Path, path: pathlib.Path) -> dict:
+    """Returns the results of all trials in a folder, and of others in an earlier file of results.
+
+    Raises:
+        ValueError: If the file was written with other settings.
+    """
+    earlier = {"environments": {}, "settings": {}, "trials": []}
+    if path.exists():
+        earlier = json.loads(path.read_text())
+    settings = {name: settings.to_json() for name, settings in NETWORKS.items()}
+    changed = [name for name, found in earlier["settings"].items() if found != settings.get(name)]
+    if changed:
+        raise ValueError(f"{path} was written with other settings of {', '.join(changed)}.")
+    records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    trials = {}
+    for record in [*earlier["trials"], *records]:
+        name = Trial(**{field.name: record[field.name] for field in dataclasses.fields(Trial)}).name
+        trials[name] = {k: v for k, v in record.items() if k != "settings"}
     return {
-        "datasets": list(datasets),
-        "networks": list(networks),
-        "settings": {name: NETWORKS[name].to_json() for name in networks},
-        "trials": records,
+        "environments": earlier["environments"],
+        "datasets": list(DATASETS),
+        "networks": list(NETWORKS),
+        "settings": settings,
+        "trials": [trials[name] for name in sorted(trials)],
     }
 
 
@@ -667,7 +724,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder,
             lambda trial: run_trial(trial, NETWORKS[trial.network], load(trial.dataset)),
         )
-    results = {"environment": about} | collected(folder, datasets, networks)
+    results = collected(folder, flags.out / "results.json")
+    if not flags.report:
+        results["environments"] |= dict.fromkeys(networks, about)
     write_results(flags.out / "results.json", results)
     plot(results, flags.out)
     print(summary(results))

@@ -7,8 +7,9 @@ its trial with the best validation accuracy.
 
   python -m benchmarks.partial_group_lasso.run --out=benchmarks/partial_group_lasso --data_dir=DIR
 
-trains what is missing in `--workdir` and writes the report; `--report` writes it anew from
-results.json, and `--time` measures the seconds per step, best on an idle machine.
+trains what is missing in `--workdir` and writes the report; trials of other data sets stay in
+results.json. `--report` writes it anew from there, and `--time` measures the seconds per step, best
+on an idle machine.
 """
 
 import argparse
@@ -33,11 +34,17 @@ from benchmarks.common import environment, table, write_results
 from keras_compaware import data
 from keras_compaware.models import lenet_300_100
 
-DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+DATASETS = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "breast_cancer": "Breast cancer, 30 measured numbers",
+}
+_SHAPES = {"breast_cancer": (30, 2)}  # numbers of inputs and of classes
 LEVELS = (0.5, 0.25, 0.1)  # of the parameters of the whole network
 UNITS = (300, 100)
 BATCH_SIZE = 128
 LEARNING_RATE = 1e-3
+_PASSES = 80  # over the training examples of breast cancer in an epoch, of 143 steps then
 _MARGIN = 0.97  # of a level, for neurons that outlive a penalty
 _STAGES = {"trained": "as trained", "finetuned": "fine-tuned"}
 
@@ -80,8 +87,10 @@ class Method:
     partial: bool
 
 
-def _same(strength: float) -> dict[str, tuple[float, ...]]:
-    return dict.fromkeys(DATASETS, (strength,))
+def _same(*strengths: float) -> dict[str, tuple[float, ...]]:
+    """The same strengths for the images; the fewer steps on breast cancer need larger ones."""
+    more = tuple(round(3 * strength, 6) for strength in strengths)
+    return {name: more if name == "breast_cancer" else strengths for name in DATASETS}
 
 
 METHODS = {
@@ -89,17 +98,30 @@ METHODS = {
     "full": Method(
         "group lasso",
         lambda s, f: _on_kernels(*2 * [kc.GroupLasso(s)]),
-        {"mnist": (0.33, 0.4, 0.45, 0.5, 0.55), "fashion_mnist": (0.25, 0.3, 0.33, 0.41, 0.44)},
+        {
+            "mnist": (0.33, 0.4, 0.45, 0.5, 0.55),
+            "fashion_mnist": (0.25, 0.3, 0.33, 0.41, 0.44),
+            "breast_cancer": (0.3, 0.5, 0.8, 0.9, 1.0, 1.2),
+        },
         False,
     ),
     "sparse": Method(
         "sparse group lasso",
         lambda s, f: _on_kernels(*2 * [kc.SparseGroupLasso(s, s)]),
-        {"mnist": (0.24, 0.265, 0.31, 0.33), "fashion_mnist": (0.15, 0.18, 0.2, 0.26)},
+        {
+            "mnist": (0.24, 0.265, 0.31, 0.33),
+            "fashion_mnist": (0.15, 0.18, 0.2, 0.26),
+            "breast_cancer": (0.2, 0.3, 0.5),
+        },
         False,
     ),
     "subset": Method("partial, subset", _partial, _same(0.6), True),
-    "block": Method("partial, block", _block, {"mnist": (1.0,), "fashion_mnist": (2.0,)}, True),
+    "block": Method(
+        "partial, block",
+        _block,
+        {"mnist": (1.0,), "fashion_mnist": (2.0,), "breast_cancer": (5.0,)},
+        True,
+    ),
     "largest": Method(
         "partial, largest free",
         lambda s, f: _partial(s, f, mode="largest"),
@@ -112,7 +134,7 @@ METHODS = {
     "coupled_full": Method(
         "group lasso, whole neurons",
         lambda s, f: _on_neurons(kc.GroupLasso(s)),
-        dict.fromkeys(DATASETS, (0.07, 0.12, 0.26)),
+        _same(0.07, 0.12, 0.26),
         False,
     ),
     "coupled_subset": Method(
@@ -187,15 +209,44 @@ def grid(
     datasets: Sequence[str], seeds: Sequence[int], methods: Sequence[str] = tuple(METHODS)
 ) -> list[Trial]:
     """Returns all trials, those of the first seed first."""
-    fractions = [fraction_for(level) for level in LEVELS]
+
+    def fractions(dataset):
+        inputs, classes = _SHAPES.get(dataset, (784, 10))
+        return [fraction_for(level, inputs, classes=classes) for level in LEVELS]
+
     return [
         Trial(dataset, method, strength, fraction, seed)
         for seed in seeds
         for dataset in datasets
         for method, choice in ((method, METHODS[method]) for method in methods)
-        for fraction in (([0.0] if method == "none" else []) + fractions if choice.partial else [0])
+        for fraction in (
+            ([0.0] if method == "none" else []) + fractions(dataset) if choice.partial else [0]
+        )
         for strength in choice.strengths[dataset]
     ]
+
+
+def load(name: str, data_dir: str | None) -> data.Dataset:
+    """Loads a data set; the numbers of breast cancer become images of 30 x 1 with 256 levels.
+
+    Of its 569 examples, 228 are for training, 114 for validation and 227 for testing.
+    """
+    if name != "breast_cancer":
+        return data.load(name, data_dir=data_dir, validation=0.1)
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    train, validation, test = np.split(order, [228, 342])
+    low, high = bunch.data[train].min(axis=0), bunch.data[train].max(axis=0)
+    levels = np.clip(np.rint(255 * (bunch.data - low) / (high - low)), 0, 255).astype("uint8")
+
+    def split(chosen):
+        return data.Split(levels[chosen].reshape(-1, 30, 1, 1), bunch.target[chosen])
+
+    splits = split(np.tile(train, _PASSES)), split(validation), split(test)
+    names = tuple(map(str, bunch.target_names))
+    return data.Dataset(name, "1.0.0", *splits, 2, (30, 1, 1), names)
 
 
 def build(trial: Trial, dataset: data.Dataset, units: Sequence[int] = UNITS) -> keras.Model:
@@ -398,9 +449,13 @@ def _cells(
 ) -> list[list[str]]:
     """A row for every method, with what `show` makes of each level; a dash where seeds miss it."""
     whole, seeds = whole_parameters(trials), seeds_of(trials)
+    methods = {trial["method"] for trial in trials}
     rows = []
     for method, choice in METHODS.items():
         row = [choice.label]
+        if method not in methods:
+            rows.append([*row, "not run", *[""] * (len(LEVELS) - 1)])
+            continue
         for level in LEVELS:
             found = chosen(trials, method, level * whole, stage)
             missing = len(found) < len(seeds)
@@ -470,7 +525,7 @@ def summary(results: dict) -> str:
         dense = [t for t in trials if t["method"] == "none" and t["parameters"] == whole]
         shown = "; ".join(
             f"{_STAGES[stage]} {_mean([100 * t[stage]['train'] for t in dense])} % on the training "
-            f"images and {_mean([100 * t[stage]['test'] for t in dense])} % on the test images"
+            f"data and {_mean([100 * t[stage]['test'] for t in dense])} % on the test data"
             for stage in _STAGES
         )
         parts += [
@@ -620,17 +675,21 @@ def main() -> None:
             "seconds": seconds,
         }
     elif not flags.report:
-        results["environment"] = environment()
+        about = environment()
         results["levels"] = LEVELS
         seeds = [int(text) for text in flags.seeds.split(",")]
         trials = grid(flags.datasets.split(","), seeds, flags.methods.split(","))
-        results["trials"] = run_all(
+        found = run_all(
             trials,
             flags.workdir,
-            lambda name: data.load(name, data_dir=flags.data_dir, validation=0.1),
+            lambda name: load(name, flags.data_dir),
             flags.epochs,
             flags.finetune_epochs,
         )
+        ran = flags.datasets.split(",")
+        others = [trial for trial in results.get("trials", ()) if trial["dataset"] not in ran]
+        results["trials"] = others + found
+        results["environments"] = results.get("environments", {}) | dict.fromkeys(ran, about)
     if "trials" in results:
         print(report(results, flags.out))
     elif results:

@@ -173,7 +173,7 @@ def range_means(ordered, stored):
     exactly, and as what is left below a step, so that float32 loses nothing in long rows that a
     round at every value does not give back.
     """
-    rows, number = ordered.shape
+    number = ordered.shape[-1]
     step = 2.0 ** -max(0, min(12, 28 - number.bit_length()))
     steps = ops.round(ordered / step)
     start = ((0, 0), (1, 0))
