@@ -57,12 +57,13 @@ demo: $(STAMP) ## train, compress and export a small network; ends with a table 
 # Runs the tests once on every installed backend, whatever becomes of the others, and fails if one
 # of them failed. One thread per worker: the workers are what keeps the cores busy.
 define run-tests
-results=; failed=0; once='$(3)'; \
+results=; failed=0; once='$(3)'; others=; \
 for backend in $(BACKENDS); do \
   if ! $(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('$$backend') is None)"; then \
     results="$$results\n  $$backend: not installed, not tested"; continue; \
   fi; \
   markers='$(1)'; test $$backend = tensorflow || markers="$$markers and not tensorflow"; \
+  markers="$$markers$$others"; others=' and not once'; \
   echo "== $$backend: pytest -m \"$$markers\""; \
   status=0; \
   env KERAS_BACKEND=$$backend COVERAGE_FILE=.coverage.$$backend \

@@ -1,5 +1,6 @@
 """What all tests share: a backend, a seed, and the folder of optional data sets."""
 
+import fnmatch
 import importlib.util
 import os
 import pathlib
@@ -16,9 +17,27 @@ if "KERAS_BACKEND" not in os.environ:
 
 DATA_DIR_VARIABLE = "KERAS_COMPAWARE_DATA_DIR"
 
+# Tests of what hardly touches the backend, below this folder; `make test` runs them on one.
+ONCE = (
+    *("architecture_test.py", "docs_test.py", "files_test.py", "benchmarks*_test.py"),
+    *("data/*", "reporting/*", "cli/*"),
+    *("search/grid_test.py", "search/results_test.py", "search/summary_test.py"),
+    *("reliability/data_files_test.py", "reliability/model_files_test.py"),
+    *("reliability/faults_test.py", "reliability/interruption_test.py"),
+)
+NOT_ONCE = ("cli/distribution_test.py", "cli/resume_test.py", "cli/train_test.py")
 
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests marked `tensorflow` where Keras runs on another backend."""
+    """Marks `once`; skips the tests marked `tensorflow` where Keras runs on another backend."""
+    here = pathlib.Path(__file__).parent
+    for item in items:
+        if not item.path.is_relative_to(here):
+            continue
+        path = item.path.relative_to(here).as_posix()
+        if path not in NOT_ONCE and any(fnmatch.fnmatch(path, pattern) for pattern in ONCE):
+            item.add_marker(pytest.mark.once)
     backend = os.environ["KERAS_BACKEND"]
     if backend == "tensorflow":
         return

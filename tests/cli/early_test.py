@@ -264,6 +264,7 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_again_and_again(trained, write_config, tmp_path):
     """Before, at and after the compaction: dropout, moments, batch statistics, history."""
     file = write_config(

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.tensorflow
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FLAGS = {
-    "train": {"config", "workdir", "data_dir", "init_from", "overwrite"},
+    "train": {
+        *("config", "workdir", "data_dir", "init_from", "overwrite"),
+        *("distribute", "num_devices", "coordinator", "num_processes", "process_id"),
+    },
     "compact": {
         *("model", "out", "target", "data", "data_dir", "examples", "round_to", "allocation"),
     },

@@ -117,7 +117,7 @@ def test_a_run_that_ends_after_the_last_epoch(
     assert_same_result(path, finished)
 
 
-@pytest.mark.parametrize("every", [1, 4])  # in the step, by the callback
+@pytest.mark.parametrize("every", [1, pytest.param(4, marks=pytest.mark.slow)])  # by the callback
 def test_all_state_goes_on_where_it_was(programs, write_config, tmp_path, monkeypatch, every):
     """What a checkpoint restores: random layers, momentum, proximal maps, masks, fits, ranks."""
     file = write_config(

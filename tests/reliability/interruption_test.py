@@ -82,6 +82,7 @@ def assert_finished(path, finished):
     assert steps == [*range(5, 40, 5), 39]  # none lost, none twice
 
 
+@pytest.mark.slow
 def test_three_kills_in_a_row(programs, config, finished, tmp_path):
     """In the middle of a checkpoint, at any moment, and after training."""
     path = tmp_path / "run"
