@@ -261,8 +261,8 @@ def summary(results: Mapping, settings: Settings) -> str:
         return f"{100 * (found[first]['accuracy'] - found[second]['accuracy']):+.2f}"
 
     parts = [
-        f"{title}, test accuracy in %: at the start {accuracy(START)} ({millions(START)} MACs), after "
-        f"the same further training without compression {accuracy(DENSE)}. Published: "
+        f"{title}, test accuracy in %: at the start {accuracy(START)} ({millions(START)} MACs), "
+        f"after the same further training without compression {accuracy(DENSE)}. Published: "
         f"{PUBLISHED_START} at the start.",
     ]
     header = ["Tucker-2 of the largest convolutions", ONCE, DECOMPOSED, OCCASIONAL, "gain", "MACs"]

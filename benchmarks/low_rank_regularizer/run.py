@@ -597,6 +597,7 @@ def plot(results: Mapping, folder: pathlib.Path) -> None:
     found = groups(results["trials"], results["datasets"], results["networks"])
     found = [group for group in found if group.seeds]
     _figure(found, folder / "accuracy", _draw_arms)
+    found = [group for group in found if "nuclear" in group.arms]
     _figure(found, folder / "strengths", _draw_strengths)
 
 
@@ -608,7 +609,7 @@ def _figure(found, path, draw):
 
     pyplot.rcParams.update({"svg.hashsalt": "0", "font.size": 9})
     figure, axes = pyplot.subplots(
-        len(STAGES), len(found), figsize=(3.4 * len(found), 6.4), squeeze=False, sharex=True
+        len(STAGES), len(found), figsize=(3.4 * len(found), 6.4), squeeze=False, sharex="col"
     )
     for column, group in enumerate(found):
         for row, stage in enumerate(STAGES):
