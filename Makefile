@@ -54,7 +54,7 @@ demo: $(STAMP) ## train, compress and export a small network; ends with a table 
 	$(PY) -m apps.train --config=configs/digits_low_rank.py --workdir=runs/demo --overwrite
 
 # What JAX has compiled, for all workers and for the next time: half of its tests' time is compiling.
-JAX_CACHE := JAX_COMPILATION_CACHE_DIR=.jax_cache \
+JAX_CACHE := JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.jax_cache" \
   JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
 # $(call run-tests,MARKERS,PYTEST ARGUMENTS,PYTEST ARGUMENTS FOR THE FIRST BACKEND ONLY)
