@@ -53,10 +53,6 @@ $(DOCS_STAMP): $(STAMP)
 demo: $(STAMP) ## train, compress and export a small network; ends with a table of results
 	$(PY) -m apps.train --config=configs/digits_low_rank.py --workdir=runs/demo --overwrite
 
-# What JAX has compiled, for all workers and for the next time: half of its tests' time is compiling.
-JAX_CACHE := JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.jax_cache" \
-  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
-
 # $(call run-tests,MARKERS,PYTEST ARGUMENTS,PYTEST ARGUMENTS FOR THE FIRST BACKEND ONLY)
 # Runs the tests once on every installed backend, whatever becomes of the others, and fails if one
 # of them failed. One thread per worker: the workers are what keeps the cores busy.
@@ -71,7 +67,7 @@ for backend in $(BACKENDS); do \
   echo "== $$backend: pytest -m \"$$markers\""; \
   status=0; \
   env KERAS_BACKEND=$$backend COVERAGE_FILE=.coverage.$$backend \
-    OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 $(JAX_CACHE) \
+    OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
     $(PY) -m pytest -q -n $(WORKERS) -m "$$markers" $(2) tests $$once $(PYTEST_ARGS) || status=$$?; \
   once=; \
   case "$$status $(1)" in \
@@ -120,7 +116,7 @@ format: $(STAMP) ## mend what the linter can mend, and reformat
 	$(VENV)/bin/ruff format .
 
 clean: ## remove caches, coverage data, built packages and pages; keep .venv and runs
-	rm -rf .coverage .coverage.* htmlcov dist .pytest_cache .ruff_cache .jax_cache .hypothesis
+	rm -rf .coverage .coverage.* htmlcov dist .pytest_cache .ruff_cache .hypothesis
 	rm -rf docs/_build docs/_generated
 	find . -name __pycache__ -type d -not -path './$(VENV)*/*' -prune -exec rm -rf {} +
 

@@ -153,7 +153,7 @@ def summary(results: dict) -> str:
     header = ["", "weights", "accuracy, %", "KB", "gzip KB", "ms", "ratio"]
     parts.append(table(header, written))
     refused = {
-        f"Refused: {NAMES[key.split('/')[2]]}, {mode}: {reason}"
+        f"Refused: {NAMES[key.split('/')[2]]}, {mode}: {reason.split(' The converter')[0]}"
         for key, entry in results["arms"].items()
         for mode, reason in entry.get("refused", {}).items()
     }
