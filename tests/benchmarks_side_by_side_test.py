@@ -49,7 +49,7 @@ def test_arms_go_from_the_same_weights_to_files(noise, monkeypatch, capsys, tmp_
         for arm in ("dense", "ranks-after", "channels-half", "aware-int8")
     }
     assert found["ranks-after"]["parameters"] < 0.4 * start["parameters"]
-    assert 0.4 < found["channels-half"]["macs"] / start["macs"] <= 0.5
+    assert found["channels-half"]["macs"] <= 0.5 * start["macs"]
     names = {path.name for path in side_by_side.paths(tmp_path)}
     assert names == {
         f"ours-{arm}-{mode}.tflite"
