@@ -245,7 +245,7 @@ def plot(entries: Sequence[Mapping], path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     pyplot.rcParams.update({"svg.hashsalt": "0", "font.size": 9})
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.8))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8))
     for name in dict.fromkeys(entry["operation"] for entry in entries):
         own = sorted(
             (e for e in entries if e["operation"] == name and e.get("peak") is not None),
@@ -259,7 +259,7 @@ def plot(entries: Sequence[Mapping], path: pathlib.Path) -> None:
     for axis, label in ((left, "seconds of the processors"), (right, "rise of the peak, GiB")):
         axis.set(xscale="log", yscale="log", xlabel="parameters", ylabel=label)
         axis.grid(alpha=0.3)
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(path.with_suffix(".png"), dpi=130, metadata={"Software": None})
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
