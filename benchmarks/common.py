@@ -1,13 +1,16 @@
 """What the benchmarks share: the machine, its memory, fresh processes, tables, files of results."""
 
+import argparse
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -97,6 +100,12 @@ def median_ratio(times: Sequence[float], reference: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, reference, strict=True))
 
 
+def spread(values: Sequence[float]) -> str:
+    """Returns mean and standard deviation; of one value, the value."""
+    text = f"{statistics.mean(values):.2f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.2f}"
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Returns a table in Markdown; all columns but the first are aligned to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
@@ -131,19 +140,25 @@ def read_results(path: pathlib.Path, settings: Mapping) -> dict:
     return results
 
 
-def run_arms(path: pathlib.Path, settings: Mapping, arms: Mapping[str, Callable[[], dict]]) -> dict:
+def run_arms(
+    path: pathlib.Path,
+    settings: Mapping,
+    arms: Mapping[str, Callable[[], dict]],
+    only: str = "",
+) -> dict:
     """Runs the arms that a file of results lacks, and writes the file after each of them.
 
     Args:
         path: The file, results.json.
         settings: What the results of all arms depend on, as JSON values.
         arms: By name, what runs an arm and returns what was measured.
+        only: Regular expression: arms without a match in their name are left out.
 
     Returns:
         The results: the settings, the environment of the last arm that was run, and the arms.
     """
     results = read_results(path, settings)
-    todo = [name for name in arms if name not in results["arms"]]
+    todo = [name for name in arms if re.search(only, name) and name not in results["arms"]]
     for number, name in enumerate(todo, start=1):
         keras.utils.clear_session()
         started = time.perf_counter()
@@ -154,6 +169,17 @@ def run_arms(path: pathlib.Path, settings: Mapping, arms: Mapping[str, Callable[
         write_results(path, results)
         print(f"{number} of {len(todo)}: {name}, {seconds:.0f} s: {found}", flush=True)
     return results
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
+    """Adds a flag for every field of a dataclass, on which the results of all arms depend."""
+    for field in dataclasses.fields(settings):
+        parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
+
+
+def settings_of(flags: argparse.Namespace, settings: type) -> Any:
+    """Returns the settings that the flags of `add_settings` say."""
+    return settings(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(settings)})
 
 
 def kept(path: pathlib.Path, build: Callable[[], keras.Model]) -> keras.Model:

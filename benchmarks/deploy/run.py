@@ -19,7 +19,6 @@ import os
 import pathlib
 import statistics
 import subprocess
-import time
 from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -28,7 +27,7 @@ import keras
 import numpy as np
 
 import keras_compaware as kc
-from benchmarks.common import compressed, environment, median_ratio, table, write_results
+from benchmarks.common import compressed, environment, kept, median_ratio, table, write_results
 from benchmarks.deploy.toolkit import BATCH_SIZE, SPARSITY
 from benchmarks.deploy.toolkit import FILES as TOOLKIT_FILES
 from keras_compaware import data, measure, models
@@ -119,18 +118,6 @@ def compact_untrained(model: keras.Model, form: str) -> keras.Model:
     if form == "dense":
         return model
     return compressed(model, kc.MagnitudePruning(SPARSITY) if form == "pruned" else GRID)
-
-
-def kept(path: pathlib.Path, build: Callable[[], keras.Model]) -> keras.Model:
-    """Returns the model of a file, which is made if it is not there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
-        model = build()
-        plain = keras.Model(model.inputs, model.outputs, name=model.name)  # without an optimizer
-        plain.save(path)
-        print(f"{path.stem}: {time.perf_counter() - started:.0f} s", flush=True)
-    return keras.models.load_model(path, compile=False)
 
 
 def hand_over(model: keras.Model, folder: pathlib.Path) -> None:

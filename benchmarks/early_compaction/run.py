@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ import keras
 import numpy as np
 
 import keras_compaware as kc
-from benchmarks.common import read_results, run_arms, table
+from benchmarks.common import add_settings, read_results, run_arms, settings_of, spread, table
 from keras_compaware import data, models
 
 NETWORKS = {
@@ -240,18 +239,13 @@ def summary(results: Mapping, settings: Settings, networks, seeds) -> str:
                 for arm, whole in zip(found, full, strict=True)
                 if whole
             ]
-            row += [_mean([100 * arm["accuracy"] for arm in found])]
+            row += [spread([100 * arm["accuracy"] for arm in found])]
             row += [f"{statistics.mean(arm[f] for arm in found):,.0f}" for f in _SIZES]
             row += [f"{statistics.mean(map(training_seconds, found)):.1f}"]
             row += [f"{statistics.mean(saved):.0%}" if saved else ""]
             row += [f"{statistics.mean(map(last_epoch, found)):.2f}"]
             rows.append(row)
     return table(header, rows)
-
-
-def _mean(values: Sequence[float]) -> str:
-    text = f"{statistics.mean(values):.2f}"
-    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -263,11 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", default="", help="regular expression: run these only")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    for field in dataclasses.fields(Settings):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
+    add_settings(parser, Settings)
     flags = parser.parse_args(arguments)
-    names = [field.name for field in dataclasses.fields(Settings)]
-    settings = Settings(**{name: getattr(flags, name) for name in names})
+    settings = settings_of(flags, Settings)
     networks = flags.networks.split(",")
     seeds = [int(text) for text in flags.seeds.split(",")]
     path = flags.out / "results.json"
@@ -279,8 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         load = functools.cache(lambda: data.load(settings.dataset, data_dir=flags.data_dir))
         todo = arms(load, settings, networks, seeds)
-        todo = {name: arm for name, arm in todo.items() if re.search(flags.arms, name)}
-        results = run_arms(path, about, todo)
+        results = run_arms(path, about, todo, flags.arms)
     print(summary(results, settings, networks, seeds))
 
 

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -27,7 +26,7 @@ import keras
 import numpy as np
 
 import keras_compaware as kc
-from benchmarks.common import kept, read_results, run_arms, table
+from benchmarks.common import add_settings, kept, read_results, run_arms, settings_of, table
 from keras_compaware import data, models
 
 NETWORKS = {"resnet_32": "ResNet-32", "resnet_20": "ResNet-20"}
@@ -310,19 +309,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=pathlib.Path, help="trained network to begin with")
     parser.add_argument("--arms", default="", help="regular expression: run these only")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    for field in dataclasses.fields(Settings):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
+    add_settings(parser, Settings)
     flags = parser.parse_args(arguments)
-    names = [field.name for field in dataclasses.fields(Settings)]
-    settings = Settings(**{name: getattr(flags, name) for name in names})
+    settings = settings_of(flags, Settings)
     path = flags.out / f"{settings.network}.json"
     if flags.report:
         results = read_results(path, dataclasses.asdict(settings))
     else:
         load = functools.cache(lambda: data.load("cifar10", data_dir=flags.data_dir))
         todo = arms(load, settings, flags.workdir, flags.start)
-        todo = {name: arm for name, arm in todo.items() if re.search(flags.arms, name)}
-        results = run_arms(path, dataclasses.asdict(settings), todo)
+        results = run_arms(path, dataclasses.asdict(settings), todo, flags.arms)
     print(summary(results, settings))
 
 

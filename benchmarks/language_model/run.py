@@ -19,7 +19,6 @@ import itertools
 import math
 import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -29,7 +28,15 @@ import numpy as np
 from keras import layers
 
 import keras_compaware as kc
-from benchmarks.common import compressed, kept, read_results, run_arms, table
+from benchmarks.common import (
+    add_settings,
+    compressed,
+    kept,
+    read_results,
+    run_arms,
+    settings_of,
+    table,
+)
 
 COMPRESSORS = {
     "pruning, 80 %": kc.MagnitudePruning(0.8),
@@ -323,11 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text_dir", type=pathlib.Path, help="folder of the text")
     parser.add_argument("--arms", default="", help="regular expression: run these only")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    for field in dataclasses.fields(Settings):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default)
+    add_settings(parser, Settings)
     flags = parser.parse_args(arguments)
-    names = [field.name for field in dataclasses.fields(Settings)]
-    settings = Settings(**{name: getattr(flags, name) for name in names})
+    settings = settings_of(flags, Settings)
     path = flags.out / "results.json"
     if flags.report:
         results = read_results(path, dataclasses.asdict(settings))
@@ -337,8 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = read_text(flags.text_dir, settings.vocabulary)
         print(f"{text.coverage:.1%} of the words are in the vocabulary", flush=True)
         todo = arms(text, settings, flags.workdir)
-        todo = {name: arm for name, arm in todo.items() if re.search(flags.arms, name)}
-        results = run_arms(path, dataclasses.asdict(settings), todo)
+        results = run_arms(path, dataclasses.asdict(settings), todo, flags.arms)
     plot(results, settings.periods, flags.out / "perplexity")
     print(summary(results, settings.periods))
 

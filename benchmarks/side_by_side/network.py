@@ -3,6 +3,8 @@
 Imported by either side in its own environment: here `kit` is `keras` or `tf_keras`.
 """
 
+import argparse
+import pathlib
 import time
 
 import numpy as np
@@ -16,6 +18,18 @@ CLUSTERS = (16, 32)
 FREQUENCY = 100  # steps between two updates of the zeros, the default of tfmot
 CALIBRATION = 256
 _WARM_UP = 150  # steps that are not timed: the first firing compiles
+
+
+def worker_flags(what: str) -> argparse.Namespace:
+    """Reads the flags with which `run` starts a worker of either side."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--arm", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--folder", type=pathlib.Path, required=True)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--time", action="store_true", help="only train, and write nothing")
+    return parser.parse_args()
 
 
 def network(kit):

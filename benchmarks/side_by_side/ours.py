@@ -3,7 +3,6 @@
 `benchmarks.side_by_side.run` starts it, in a process of its own; the last line printed is JSON.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -15,7 +14,7 @@ import numpy as np
 
 import keras_compaware as kc
 from benchmarks.common import peak_of
-from benchmarks.deploy.run import hand_over
+from benchmarks.deploy.run import exported, hand_over
 from benchmarks.side_by_side import network as shared
 from keras_compaware import measure
 
@@ -101,30 +100,15 @@ def files(model: keras.Model, arm: str, folder: pathlib.Path, examples) -> dict:
     refused = {}
     for mode in MODES.get(arm, ("float32", "int8")):
         path = folder / f"ours-{arm}-{mode}.tflite"
-        try:
-            kc.export.to_litert(
-                model,
-                path,
-                inputs=examples[:32],
-                quantization=None if mode == "float32" else mode,
-                calibration=examples if mode == "int8" else None,
-                min_agreement=0.0,
-            )
-        except kc.export.ExportError as error:
-            refused[mode] = str(error)
+        about = exported(model, None if mode == "float32" else mode, path, examples)
+        if "refused" in about:
+            refused[mode] = about["refused"]
     return refused
 
 
 def main() -> None:
     """Trains an arm, or makes the start of all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arm", required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--folder", type=pathlib.Path, required=True)
-    parser.add_argument("--data_dir")
-    parser.add_argument("--time", action="store_true", help="only train, and write nothing")
-    flags = parser.parse_args()
+    flags = shared.worker_flags(__doc__.splitlines()[0])
     dataset = shared.images(flags.data_dir)
     start = flags.folder / "start.keras"
     if flags.arm == "start":

@@ -23,12 +23,11 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np
 
 import keras_compaware as kc
-from benchmarks.common import median_ratio, read_results, run_arms, table, write_results
+from benchmarks.common import median_ratio, read_results, run_arms, spread, table, write_results
+from benchmarks.deploy.run import of_file
 from benchmarks.side_by_side import network, ours, toolkit
-from keras_compaware import measure
 
 MODULES = {"ours": "benchmarks.side_by_side.ours", "tfmot": "benchmarks.side_by_side.toolkit"}
 _TIMED_STEPS = 450
@@ -109,16 +108,7 @@ def timed(folder: pathlib.Path, flags) -> dict:
 def files(folder: pathlib.Path, flags) -> dict:
     """Returns sizes of all files of a seed, and their accuracy on the test images in LiteRT."""
     test = network.images(flags.data_dir).test
-    images = network.scaled(test)
-    found = {}
-    for path in paths(folder):
-        scores = kc.export.predict(path, images, batch_size=100)
-        found[path.stem] = {
-            "bytes": measure.file_bytes(path),
-            "gzip_bytes": measure.gzip_bytes(path),
-            "accuracy": float(np.mean(scores.argmax(-1) == test.labels)),
-        }
-    return found
+    return {path.stem: of_file(path, test) for path in paths(folder)}
 
 
 # ---- tables -----------------------------------------------------------------------------------
@@ -164,13 +154,6 @@ def _times(own, reference, shown: str, scale: float = 1.0) -> list[str]:
     if not own:
         return ["", ""]
     return [shown.format(scale * statistics.median(own)), f"{median_ratio(own, reference):.2f}"]
-
-
-def spread(values: list[float]) -> str:
-    """Returns mean and standard deviation."""
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 def main() -> None:

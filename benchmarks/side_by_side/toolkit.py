@@ -5,11 +5,9 @@ project, and TF_USE_LEGACY_KERAS=1; `benchmarks.side_by_side.run --toolkit_pytho
 in a process of its own for each arm. The last line printed is JSON.
 """
 
-import argparse
 import importlib
 import importlib.metadata
 import json
-import pathlib
 
 import numpy as np
 
@@ -52,14 +50,7 @@ def wrapped(toolkit, model, arm: str, steps: int):
 
 def main() -> None:
     """Trains an arm."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arm", required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--folder", type=pathlib.Path, required=True)
-    parser.add_argument("--data_dir")
-    parser.add_argument("--time", action="store_true", help="only train, and write nothing")
-    flags = parser.parse_args()
+    flags = shared.worker_flags(__doc__.splitlines()[0])
     tf, kit, toolkit = map(
         importlib.import_module, ("tensorflow", "tf_keras", "tensorflow_model_optimization")
     )
