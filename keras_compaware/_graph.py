@@ -44,6 +44,10 @@ class Call:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+HUB_BLOCKS = ("keras_hub>TransformerEncoder", "keras_hub>TransformerDecoder")
+"""Registered names of layers of KerasHub whose inner layers are known; it is never imported."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
     """The calls of a model and the tensors at its ends.

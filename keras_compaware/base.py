@@ -360,16 +360,24 @@ class Compressor(Value, keras.constraints.Constraint):
         return None
 
     def basis_shape(self, shape, axes):
-        """Returns the shape of the basis that the map needs inside a training step, or None."""
+        """Returns the shape of the basis that serves the map inside a training step, or None."""
         return None
 
     def basis(self, w, axes=None):
-        """Returns the basis fitted to a kernel (outside the training step)."""
-        raise ValueError(f"{self} needs no basis.")
+        """Returns the basis fitted to a kernel (outside the training step).
+
+        What is worth keeping for the kernels of the next steps: the singular vectors of a low-rank
+        kernel, the codebook or the scale of a quantized one.
+        """
+        raise ValueError(f"{self} has no basis.")
 
     def encode_on(self, basis, w, axes=None):
-        """Returns the code of a kernel for a given basis, by matrix products only."""
-        raise ValueError(f"{self} needs no basis.")
+        """Returns the code of a kernel that is near the one to which a basis was fitted.
+
+        Cheap enough for every training step, without decompositions or sorting: a low-rank kernel
+        is projected; a codebook or a scale is fitted again for two rounds, starting from the basis.
+        """
+        raise ValueError(f"{self} has no basis.")
 
     def refuse_variable(self, w):
         """Raises if called by Keras as `kernel_constraint=` although a decomposition is needed."""
@@ -943,8 +951,8 @@ class StraightThrough(Value):
 
     Args:
         compressor: A `Compressor`.
-        every: Integer: number of optimizer steps after which the callback refreshes the basis of
-            a compressor that needs a decomposition, and alpha. Default 100.
+        every: Integer: number of optimizer steps after which the callback refreshes the basis, if
+            the compressor has one, and alpha. Default 100.
         alpha: `Ramp` from 1 or less to 0 for the share of the latent kernel in the forward pass,
             alpha * w + (1 - alpha) * C(w); or None: C(w) from the beginning.
     """

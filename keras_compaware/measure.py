@@ -88,18 +88,19 @@ def macs(model: keras.Model) -> int:
     return sum(count for count in counts.values() if count is not None)
 
 
-def macs_by_layer(model: keras.Model) -> dict[str, int | None]:
+def macs_by_layer(model: keras.Model, parts: bool = False) -> dict[str, int | None]:
     """Counts the multiply-accumulates of one example, layer by layer.
 
     Known are the layers of Keras that multiply: dense, einsum, convolution (grouped, depthwise,
     separable, transposed), recurrent (convolutional ones as well), attention, `Dot`, the wrappers
-    `Bidirectional` and `TimeDistributed`, subclasses of all these, and the raw operations
-    `ops.matmul` and `ops.einsum`. Any other wrapper is taken to call its layer once on its own
-    inputs.
+    `Bidirectional` and `TimeDistributed`, subclasses of all these, TransformerEncoder and
+    TransformerDecoder of KerasHub, and the raw operations `ops.matmul` and `ops.einsum`. Any other
+    wrapper is taken to call its layer once on its own inputs.
 
     Args:
         model: a built Sequential or functional model with fully defined input shapes (the batch
             dimension aside). It is not changed.
+        parts: whether the layers inside a block of KerasHub are told one by one. Default False.
 
     Returns:
         Layer path ("backbone/block1/conv") to MACs, in execution order, raw operations included.
@@ -136,7 +137,8 @@ def macs_by_layer(model: keras.Model) -> dict[str, int | None]:
             )
     batch = max((tensor.shape[0] for tensor in graph.inputs if tensor.shape), default=1)
     counts: dict[str, int | None] = {}
-    for call in graph.calls:
+    calls = graph.calls if not parts else [part for call in graph.calls for part in parts_of(call)]
+    for call in calls:
         count = layer_macs(call)
         before = counts.get(call.path, 0)
         counts[call.path] = None if count is None or before is None else before + count
@@ -156,7 +158,9 @@ def layer_macs(call: _graph.Call) -> int | None:
     Raises:
         ValueError: a shape that matters is not fully defined.
     """
-    operation = call.operation
+    operation, inner = call.operation, parts_of(call)
+    if inner != [call]:
+        return sum(layer_macs(part) for part in inner)
     for kinds, rule in _RULES:
         if isinstance(operation, kinds):
             try:
@@ -172,6 +176,28 @@ def layer_macs(call: _graph.Call) -> int | None:
     if not isinstance(operation, keras.layers.Layer):
         return _raw_macs(call)
     return None if operation.weights and not _only_scales(operation) else 0
+
+
+def parts_of(call: _graph.Call) -> list[_graph.Call]:
+    """Returns the calls that multiply inside a block of KerasHub; of all else, the call itself."""
+    block = call.operation
+    name = keras.saving.get_registered_name(type(block))
+    caches = [value for key, value in call.kwargs.items() if "cache" in key]
+    if name not in _graph.HUB_BLOCKS or any(cache is not None for cache in caches):
+        return [call]
+    is_decoder = name == "keras_hub>TransformerDecoder"
+    x = _argument(call, 0, "decoder_sequence" if is_decoder else "inputs")
+    encoded = _argument(call, 1, "encoder_sequence") if is_decoder else None
+    hidden = keras.KerasTensor((*x.shape[:-1], block.intermediate_dim), x.dtype)
+    calls = [(block._self_attention_layer, x, x, (x, x))]
+    if encoded is not None:
+        calls.append((block._cross_attention_layer, x, x, (x, encoded)))
+    calls.append((block._feedforward_intermediate_dense, x, hidden, (x,)))
+    calls.append((block._feedforward_output_dense, hidden, x, (hidden,)))
+    return [
+        _graph.Call(layer, (read,), (written,), f"{call.path}/{layer.name}", arguments)
+        for layer, read, written, arguments in calls
+    ]
 
 
 def file_bytes(path: PathLike) -> int:

@@ -262,7 +262,7 @@ def test_what_is_not_defined_is_named():
     assert not Empty().needs_decomposition
     assert EmptyRegularizer().reason_to_skip((2, 2), axes) is None
     for call in (lambda: Empty().basis(w), lambda: Empty().encode_on(None, w)):
-        with pytest.raises(ValueError, match="needs no basis"):
+        with pytest.raises(ValueError, match="has no basis"):
             call()
 
 

@@ -113,6 +113,22 @@ def test_other_networks(name):
         assert array.dtype == tensor.dtype
 
 
+@pytest.mark.tensorflow
+@pytest.mark.slow
+@pytest.mark.parametrize("name", benchmark.OTHERS)
+def test_other_networks_become_files_after_they_are_cut(name, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    model = benchmark.randomise(benchmark.OTHERS[name]())
+    _, keep = benchmark.choose(model, 0.5, round_to=1)
+    small = kc.shrink(model, keep)
+    assert kc.measure.macs(small) < 0.9 * kc.measure.macs(model)
+    inputs = benchmark.example(small)
+    result = kc.export.to_litert(small, tmp_path / "model.tflite", inputs=inputs)
+    assert result.max_error < 1e-4
+    assert not any(kind.startswith("Flex") for kind in result.ops)
+    assert kc.measure.file_bytes(result.path) < 5 * small.count_params() + 100_000
+
+
 def test_a_failure_is_a_row(monkeypatch):
     def broken(model, keep):
         raise RuntimeError("no | way\nat all")

@@ -7,7 +7,7 @@ the channels that were removed. Each is measured in a process of its own and wri
 
   KERAS_BACKEND=tensorflow python -m benchmarks.architectures.run
 
-Backbones of KerasHub are measured where the package keras-hub is installed.
+Backbones of KerasHub are measured where the package keras-hub is installed (the extra `hub`).
 """
 
 import argparse

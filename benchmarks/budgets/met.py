@@ -23,7 +23,7 @@ import keras_compaware as kc
 from benchmarks.common import environment, table, write_results
 from keras_compaware import export, measure
 
-TARGETS = (("macs", 0.5), ("macs", 0.25), ("params", 0.5))
+TARGETS = (("macs", 0.5), ("macs", 0.25), ("params", 0.5), ("bytes", 0.5))
 MULTIPLES = (1, 8)
 TOLERANCE = 0.02
 
@@ -43,6 +43,7 @@ def vision_transformer() -> keras.Model:
 
 
 MODELS = ("ResNet50", "MobileNetV2", "EfficientNetB0", "ViT")
+OF_BYTES = ("MobileNetV2", "ViT")  # each of these budgets takes up to nine conversions
 
 
 def build(name: str) -> keras.Model:
@@ -57,20 +58,27 @@ def build(name: str) -> keras.Model:
 def measured(name: str, kind: str, fraction: float, round_to: int, folder: str) -> dict:
     """Spends one budget, and returns what is left of the model that is really built."""
     model = build(name)
-    count = {"macs": measure.macs, "params": measure.parameters}[kind]
+    files = {side: os.path.join(folder, f"{side}.tflite") for side in ("whole", "small")}
+    limit = fraction
+    if kind == "bytes":
+        limit *= export.to_litert(model, files["whole"]).bytes
     started = time.perf_counter()
-    found = kc.fit_budget(model, None, {kind: fraction}, round_to=round_to)
+    found = kc.fit_budget(model, None, {kind: limit}, round_to=round_to)
     seconds = time.perf_counter() - started
     small = found.apply(model).model
-    whole, predicted = found.costs[kind]
-    result = export.to_litert(small, os.path.join(folder, "small.tflite"))
+    result = export.to_litert(small, files["small"])
+    if kind == "bytes":
+        predicted, left = None, result.bytes * fraction / limit
+    else:
+        count = {"macs": measure.macs, "params": measure.parameters}[kind]
+        predicted, left = found.costs[kind][1] / found.costs[kind][0], count(small) / count(model)
     return {
         "name": name,
         "kind": kind,
         "fraction": fraction,
         "round_to": round_to,
-        "predicted": predicted / whole,
-        "left": count(small) / count(model),
+        "predicted": predicted,
+        "left": left,
         "num_spaces": len(found.keep),
         "num_ranks": len(found.ranks),
         "seconds": seconds,
@@ -103,21 +111,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, help="folder of met.json")
     parser.add_argument("--only", default=",".join(MODELS), help="names of models")
+    parser.add_argument("--kinds", default="macs,params,bytes", help="kinds of budgets")
     parser.add_argument("--report", action="store_true", help="only print the table")
     flags = parser.parse_args()
     path = flags.out / "met.json" if flags.out else None
     if flags.report:
         print(summary(json.loads(path.read_text())["rows"]))
         return
-    rows = []
-    grid = itertools.product(flags.only.split(","), TARGETS, MULTIPLES)
+    known = json.loads(path.read_text())["rows"] if path and path.exists() else []
+    rows = {_key(row): row for row in known}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (kind, fraction), round_to in grid:
-            rows.append(measured(name, kind, fraction, round_to, folder))
+        for name, kind, fraction, round_to in _grid():
+            if name not in flags.only.split(",") or kind not in flags.kinds.split(","):
+                continue
+            row = measured(name, kind, fraction, round_to, folder)
+            rows[_key(row)] = row
             keras.utils.clear_session()
-            print(summary(rows[-1:]).splitlines()[-1], flush=True)
+            print(summary([row]).splitlines()[-1], flush=True)
     if path is not None:
-        write_results(path, {"environment": environment(), "rows": rows})
+        ordered = [rows[key] for key in _grid() if key in rows]
+        write_results(path, {"environment": environment(), "rows": ordered})
+
+
+def _key(row):
+    return row["name"], row["kind"], row["fraction"], row["round_to"]
+
+
+def _grid():
+    """All budgets: name, kind, fraction, multiples."""
+    return [
+        (name, kind, fraction, round_to)
+        for name, (kind, fraction), round_to in itertools.product(MODELS, TARGETS, MULTIPLES)
+        if kind != "bytes" or name in OF_BYTES
+    ]
 
 
 if __name__ == "__main__":

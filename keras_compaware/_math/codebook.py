@@ -10,10 +10,11 @@ from keras import ops
 REFITS = 8
 PROBES = 2
 EXACT = 2
+REFRESHED = 2  # rounds from the codebook or the scale of a few steps ago
 PART = 2**20
 
 
-def fit_uniform(values, levels):
+def fit_uniform(values, levels, rounds=REFITS, start=None):
     """Fits w ~ scale * q with integer |q| <= levels, by least squares per row.
 
     A row of (rows, number) values starts from several scales: the multiples that put its largest
@@ -21,6 +22,13 @@ def fit_uniform(values, levels):
     that lie on a grid already, which makes the fit idempotent), and smaller ones that clip the
     largest magnitudes. From the best of them, q = round(w / scale) and scale = <w, q> / <q, q>
     alternate; each of the two steps can only lower the squared error.
+
+    Args:
+        values: Float32 tensor (rows, number).
+        levels: Largest magnitude of the integers.
+        rounds: How often the two alternate.
+        start: Scale (rows, 1) to start from instead, as a share of the row's largest magnitude, or
+            None. It is brought into the range of the others.
 
     Returns:
         `(codes, scale)`: float32 integers (rows, number) and positive scales (rows, 1). A row of
@@ -37,7 +45,8 @@ def fit_uniform(values, levels):
         difference = scaled - scale * codes_for(scale)
         return ops.sum(ops.square(difference), axis=-1, keepdims=True)
 
-    starts = ops.convert_to_tensor(starting_scales(levels), "float32")
+    scales = starting_scales(levels)
+    starts = ops.convert_to_tensor(scales, "float32")
 
     def try_start(index, state):
         best, error = state
@@ -46,8 +55,12 @@ def fit_uniform(values, levels):
         better = tried < error
         return ops.where(better, scale, best), ops.where(better, tried, error)
 
-    first = ops.ones_like(unit) * starts[0]
-    scale, error = ops.fori_loop(1, starts.shape[0], try_start, (first, error_of(first)))
+    if start is None:
+        first = ops.ones_like(unit) * starts[0]
+        state = ops.fori_loop(1, starts.shape[0], try_start, (first, error_of(first)))
+    else:
+        first = ops.clip(start, min(scales), max(scales))
+        state = first, error_of(first)
 
     def refit(_, state):
         scale, error = state
@@ -59,7 +72,7 @@ def fit_uniform(values, levels):
         better = tried < error
         return ops.where(better, fitted, scale), ops.where(better, tried, error)
 
-    scale, _ = ops.fori_loop(0, REFITS, refit, (scale, error))
+    scale, _ = ops.fori_loop(0, rounds, refit, state)
     return codes_for(scale), ops.where(largest > 0, scale * unit, 1.0)
 
 
@@ -118,8 +131,11 @@ def fit_clusters(values, number, rounds, mask=None, start=None):
         `(codes, levels)`: int32 tensor of the values' shape, and levels (rows, number) that grow.
     """
     scaled, unit = normalised(values, mask)
-    ordered, stored = in_order(scaled, mask)
-    quick_round = range_means(ordered, stored)
+    exact = min(rounds, EXACT)
+    quick = rounds - exact
+    if start is None or quick > 0:
+        ordered, stored = in_order(scaled, mask)
+        quick_round = range_means(ordered, stored)
 
     def error_of(levels):
         _, difference = nearest(levels, scaled)
@@ -145,8 +161,8 @@ def fit_clusters(values, number, rounds, mask=None, start=None):
         levels, _ = ops.fori_loop(0, starts.shape[0], try_start, (starts[0], worst))
     else:
         levels = ops.sort(start / unit, axis=-1)
-    exact = min(rounds, EXACT)
-    levels = ops.fori_loop(0, rounds - exact, quick_round, levels)
+    if quick > 0:
+        levels = ops.fori_loop(0, quick, quick_round, levels)
     levels = ops.fori_loop(0, exact, exact_round, levels)
     codes, _ = nearest(levels, scaled)
     return codes, levels * unit

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import keras
 import numpy as np
@@ -12,7 +13,11 @@ from keras_compaware._files import write_json_atomic
 from keras_compaware.cli import examples, program
 from keras_compaware.cli.files import first_line, load_model, save_model, writing
 from keras_compaware.compaction import compact, recalibrate_batch_norm
-from keras_compaware.search import Allocation, fit_budget
+from keras_compaware.reporting import plots
+from keras_compaware.search import Allocation, Sensitivity, fit_budget, sensitivity
+from keras_compaware.search.budget import checked_target
+
+_OF_A_TARGET = ("data", "round_to", "cache", "plot")
 
 
 def define_flags() -> None:
@@ -41,6 +46,19 @@ def define_flags() -> None:
         "With --target: a .json file to write with the channels and ranks that are kept; without: "
         "one to read, which may have been edited.",
     )
+    flags.DEFINE_string(
+        "cache",
+        None,
+        "With --data: a .jsonl file that keeps each measurement, so that the same command goes on "
+        "where it was interrupted, and another target costs no new ones. It is of one model, and "
+        "of the same images and --round_to.",
+    )
+    flags.DEFINE_string(
+        "plot",
+        None,
+        "With --target: a .png or .svg file to draw the sensitivities in, or a folder for both. It "
+        "needs Matplotlib.",
+    )
 
 
 def main() -> None:
@@ -53,9 +71,18 @@ def main() -> None:
             "from the trained model, not from the compacted one."
         )
     target = None if values.target is None else parsed_target(values.target)
-    for name in ("data", "round_to"):
+    for name in _OF_A_TARGET:
         if target is None and flags.FLAGS[name].present:
             raise program.UserError(f"--{name} is of no use without --target.")
+    if values.cache is not None:
+        program.output_path("cache", ".jsonl")
+        if not values.data:
+            raise program.UserError(
+                "--cache is of no use without --data: what is told from the weights alone is not "
+                "measured, and costs nothing. Name a data set, such as --data=digits."
+            )
+    if values.plot is not None:
+        _check_plot()
     model = load_model(path)
     batches = list(examples.batches()) if values.data else None
     allocation = _allocation(model, target, batches)
@@ -98,17 +125,44 @@ def _allocation(
         return None if values.allocation is None else _read(values.allocation)
     if values.allocation is not None:
         program.output_path("allocation", ".json")
-    found = fit_budget(
+    checked_target(target)  # before much is measured for it
+    measured = sensitivity(
         model,
         batches,
-        target,
         round_to=values.round_to,
-        verbose=0,
+        cache=None if values.cache is None else os.path.expanduser(values.cache),
+        verbose=int(sys.stdout.isatty()),
     )
+    if values.plot is not None:
+        _draw(measured)
+    found = fit_budget(model, batches, target, measured=measured, round_to=values.round_to)
     if values.allocation is not None:
         with writing(values.allocation):
             write_json_atomic(values.allocation, found.to_json())
     return found
+
+
+def _check_plot() -> None:
+    path = os.path.expanduser(program.required("plot"))
+    if not os.path.isdir(path):
+        suffixes = tuple(f".{suffix}" for suffix in plots.FORMATS)
+        if not path.endswith(suffixes):
+            raise program.UserError(
+                f"--plot must name a {' or '.join(suffixes)} file, or a folder that exists. "
+                f"Received: {path}"
+            )
+        program.output_path("plot", *suffixes)
+    if not plots.can_plot():
+        raise program.UserError(
+            "--plot needs Matplotlib, which is not installed: pip install 'keras-compaware[plots]'."
+        )
+
+
+def _draw(measured: Sensitivity) -> None:
+    path = os.path.expanduser(flags.FLAGS.plot)
+    with writing(path):
+        files = plots.plot_sensitivity(measured, path)
+    program.say(f"sensitivities drawn in {' and '.join(map(str, files))}\n")
 
 
 def _read(path: str) -> Allocation:

@@ -39,8 +39,11 @@ class _PerRow(Compressor):
     def _to_rows(self, tensor, axes):
         """Returns a tensor of the kernel's shape as (rows, number)."""
         shape = tuple(tensor.shape)
-        number = math.prod(shape[axis] for axis in self._row_axes(len(shape), axes))
+        number = self._number_of_rows(shape, axes)
         return ops.reshape(ops.transpose(tensor, self._order(len(shape), axes)), (number, -1))
+
+    def _number_of_rows(self, shape, axes):
+        return math.prod(shape[axis] for axis in self._row_axes(len(shape), axes))
 
     def _from_rows(self, rows, shape, axes):
         """Undoes `_to_rows`."""
@@ -60,10 +63,13 @@ class _Grid(_PerRow):
     """A compressor whose codes are integers, to be multiplied by a scale of their row."""
 
     def encode(self, w, previous=None, axes=None, mask=None):
+        return self._encode(w, axes, mask)
+
+    def _encode(self, w, axes, mask=None, **how):
         dtype = w.dtype
         w, axes, _ = as_kernel(w, axes)
         mask = None if mask is None else self._to_rows(mask, axes)
-        codes, scale = self._fit(self._to_rows(w, axes), mask)
+        codes, scale = self._fit(self._to_rows(w, axes), mask, **how)
         codes = self._from_rows(codes, w.shape, axes)
         return Code(
             parts={"codes": ops.cast(codes, "int8" if self.bits <= 8 else "int16"), "scale": scale},
@@ -115,9 +121,21 @@ class UniformQuantization(_Grid):
         self._check_integer("bits", 2, 16)
         super().__post_init__()
 
-    def _fit(self, rows, mask):
+    def basis_shape(self, shape, axes):
+        return (self._number_of_rows(shape, axes), 1)
+
+    def basis(self, w, axes=None):
+        # A share of the largest magnitude, so that the grid grows with its kernel.
+        w, axes, _ = as_kernel(w, axes)
+        largest = ops.max(ops.abs(self._to_rows(w, axes)), axis=-1, keepdims=True)
+        return self.encode(w, axes=axes).parts["scale"] / ops.where(largest > 0, largest, 1.0)
+
+    def encode_on(self, basis, w, axes=None):
+        return self._encode(w, axes, rounds=codebook.REFRESHED, start=basis)
+
+    def _fit(self, rows, mask, **how):
         # Entries that are not stored are zeros, which every grid holds: they change no scale.
-        return codebook.fit_uniform(rows, 2 ** (self.bits - 1) - 1)
+        return codebook.fit_uniform(rows, 2 ** (self.bits - 1) - 1, **how)
 
 
 @register
@@ -219,14 +237,25 @@ class BinaryCodeQuantization(_PerRow):
         return self.fit == "alternating"
 
     def encode(self, w, previous=None, axes=None, mask=None):
+        axes = as_kernel(w, axes)[1]
+        start = _start(previous, "alphas", self.basis_shape(tuple(w.shape), axes))
+        return self._encode(w, axes, self.rounds, start, mask)
+
+    def basis_shape(self, shape, axes):
+        return (self._number_of_rows(shape, axes), self.bits) if self.warm_starts else None
+
+    def basis(self, w, axes=None):
+        return self.encode(w, axes=axes).parts["alphas"]
+
+    def encode_on(self, basis, w, axes=None):
+        return self._encode(w, axes, min(self.rounds, codebook.REFRESHED), basis)
+
+    def _encode(self, w, axes, rounds, start, mask=None):
         dtype = w.dtype
         w, axes, _ = as_kernel(w, axes)
         rows = self._to_rows(w, axes)
         stored = None if mask is None else self._to_rows(mask, axes)
-        start = _start(previous, "alphas", (rows.shape[0], self.bits)) if self.warm_starts else None
-        codes, alphas = binary_codes.fit_binary(
-            rows, self.bits, self.fit, self.rounds, stored, start
-        )
+        codes, alphas = binary_codes.fit_binary(rows, self.bits, self.fit, rounds, stored, start)
         codes = codes if stored is None else ops.where(stored, codes, 0)
         planes = [
             self._from_rows(binary_codes.plane(codes, number), w.shape, axes)
@@ -293,12 +322,25 @@ class WeightClustering(_PerRow):
         check_integer(type(self).__name__, "rounds", self.rounds, 0)
 
     def encode(self, w, previous=None, axes=None, mask=None):
+        axes = as_kernel(w, axes)[1]
+        start = _start(previous, "codebook", self.basis_shape(tuple(w.shape), axes))
+        return self._encode(w, axes, self.rounds, start, mask)
+
+    def basis_shape(self, shape, axes):
+        return (self._number_of_rows(shape, axes), self.num_clusters)
+
+    def basis(self, w, axes=None):
+        return self.encode(w, axes=axes).parts["codebook"]
+
+    def encode_on(self, basis, w, axes=None):
+        return self._encode(w, axes, min(self.rounds, codebook.REFRESHED), basis)
+
+    def _encode(self, w, axes, rounds, start, mask=None):
         dtype = w.dtype
         w, axes, _ = as_kernel(w, axes)
         rows = self._to_rows(w, axes)
         stored = None if mask is None else self._to_rows(mask, axes)
-        start = _start(previous, "codebook", (rows.shape[0], self.num_clusters))
-        codes, levels = codebook.fit_clusters(rows, self.num_clusters, self.rounds, stored, start)
+        codes, levels = codebook.fit_clusters(rows, self.num_clusters, rounds, stored, start)
         codes = codes if stored is None else ops.where(stored, codes, 0)
         codes = ops.cast(self._from_rows(codes, w.shape, axes), self._code_dtype)
         return Code(
@@ -323,8 +365,11 @@ class WeightClustering(_PerRow):
 
 
 def _start(previous, name, shape):
-    """Returns the part of an earlier code from which a fit may start, or None without one."""
-    part = None if previous is None else previous.parts[name]
+    """Returns the part of an earlier code from which a fit may start, or None without one.
+
+    A shape of None says that the fit starts from nothing earlier.
+    """
+    part = None if previous is None or shape is None else previous.parts[name]
     if part is None or isinstance(part, Code):
         return None
     if tuple(part.shape) != shape:

@@ -1,6 +1,7 @@
 """Which channels of a model must be cut together: pure analysis of its graph."""
 
 from keras_compaware.coupling import (  # noqa: F401 (they fill the table)
+    hub_rules,
     layer_rules,
     operation_rules,
     recurrent_rules,

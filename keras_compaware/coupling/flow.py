@@ -15,6 +15,7 @@ import numpy as np
 
 LAYER_RULES = {}
 OPERATION_RULES = {}
+NAMED_RULES = {}  # by registered names, of layers of packages that are not imported
 
 
 class Uncoupled(Exception):
@@ -155,6 +156,8 @@ def rule_for(operation):
             if known in LAYER_RULES:
                 same = kind.call is known.call and kind.build is known.build
                 return LAYER_RULES[known] if same else None
+        if (name := keras.saving.get_registered_name(kind)) in NAMED_RULES:
+            return NAMED_RULES[name]
     if kind.__module__.split(".")[0] == "keras":
         return OPERATION_RULES.get(kind.__name__)
     return None

@@ -48,6 +48,8 @@ _ENTRYWISE = {
     )
 }
 
+_ENTRYWISE_BY_NAME = {"keras_hub>gelu_approximate"}
+
 
 def rules(*kinds):
     """Registers one rule for several classes."""
@@ -91,8 +93,11 @@ def activated(call, flow, ids, axis):
 
 def check_activation(call, flow, ids, activation):
     """Freezes channels whose activation may mix them."""
-    if activation is not None and activation not in _ENTRYWISE:
-        name = getattr(activation, "__name__", type(activation).__name__)
+    if activation is None or activation in _ENTRYWISE:
+        return
+    name = getattr(activation, "__name__", None)
+    if name is None or keras.saving.get_registered_name(activation) not in _ENTRYWISE_BY_NAME:
+        name = name or type(activation).__name__
         flow.freeze(ids, f"the activation {name} of '{call.path}' may mix its channels")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,10 @@ from keras_compaware.export._compare import ExportError
 from keras_compaware.export._plan import ConversionError, Plan
 
 _NAMES = {"tensorflow": "TensorFlow", "torch": "PyTorch"}
+# Lines in which absl ("I0000 00:00:17.5 1 stub.cc:31] ...") and TensorFlow ("2026-01-01 00:00:00.1:
+# W ...") inform or warn; warnings of Python ("module.py:457: UserWarning: ...").
+_LOG = re.compile(r"WARNING: |[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d [\d:.]+: [IW] ")
+_WARNING = re.compile(r"\S.*:\d+: \w*Warning: ")
 
 
 def convert_elsewhere(
@@ -95,12 +100,12 @@ def convert_elsewhere(
         )
         outcome_path = folder / "outcome.json"
         if process.returncode < 0:
-            raise ConversionError("crash", process.stderr.strip()[-600:])
+            raise ConversionError("crash", _last_words(process.stderr))
         if process.returncode != 0 or not outcome_path.is_file():
             raise ExportError(
                 f"Exporting {model.name!r} failed at the step 'convert': the process that "
                 f"converts on the backend {backend!r} ended with code {process.returncode}. Its "
-                f"last words: {process.stderr.strip()[-600:]}"
+                f"last words: {_last_words(process.stderr) or 'none'}"
             )
         outcome = json.loads(outcome_path.read_text(encoding="utf-8"))
         if not outcome["ok"]:
@@ -108,6 +113,17 @@ def convert_elsewhere(
                 outcome["reason"], outcome["message"], outcome["operations"], outcome["places"]
             )
         return (folder / "result").read_bytes(), outcome["notes"]
+
+
+def _last_words(text: str, limit: int = 600) -> str:
+    """The end of what a process wrote, without what libraries log that is no error."""
+    kept, in_warning = [], False
+    for line in text.splitlines():
+        # The lines of a warning that follow its first are indented.
+        in_warning = bool(_WARNING.match(line)) or (in_warning and line[:1].strip() == "")
+        if not (in_warning or _LOG.match(line)):
+            kept.append(line)
+    return "\n".join(kept).strip()[-limit:].strip()
 
 
 def _saved(examples: list[list[np.ndarray]] | None, path: pathlib.Path) -> str | None:

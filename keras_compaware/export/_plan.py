@@ -211,15 +211,6 @@ def output_names(model: keras.Model, num_outputs: int) -> list[str]:
     return ["output"] if num_outputs == 1 else [f"output_{i}" for i in range(num_outputs)]
 
 
-def half_precision(model: keras.Model) -> str | None:
-    """Names the half precision that some of a model's layers compute in, if any does."""
-    if not _graph.has_graph(model):
-        return model.compute_dtype if model.compute_dtype.endswith("float16") else None
-    operations = {call.operation for call in _graph.calls(model)}
-    dtypes = {op.compute_dtype for op in operations if isinstance(op, keras.layers.Layer)}
-    return next((dtype for dtype in sorted(dtypes) if dtype.endswith("float16")), None)
-
-
 def input_names(tensors: list[keras.KerasTensor]) -> list[str]:
     """Names of the signature: the model's own ones, but none that Keras made up by counting."""
     names = []

@@ -150,17 +150,20 @@ class _Tensor:
     """A tensor of a file whose bytes may be changed in place.
 
     Args:
-        model: The root of the file.
+        buffer: The file.
+        model: Its root.
         subgraph: The subgraph.
         place: The tensor's place in it.
         users: `[(bias, input), ...]`: the other tensors of operators that use it as weights.
     """
 
-    def __init__(self, model, subgraph, place, users):
+    def __init__(self, buffer, model, subgraph, place, users):
         self._tensor = subgraph.Tensors(place)
         self._shape = tuple(self._tensor.ShapeAsNumpy()) if self._tensor.ShapeLength() else ()
         data = model.Buffers(self._tensor.Buffer())
         self._data = data.DataAsNumpy() if data.DataLength() else None
+        if data.Size():  # ai-edge-quantizer puts much data behind the rest
+            self._data = np.frombuffer(buffer, np.uint8, data.Size(), data.Offset())
         self._users = users
         self.type = _type_names()[self._tensor.Type()]
 
@@ -176,6 +179,12 @@ class _Tensor:
         if quantization is None or not quantization.ScaleLength():
             return None
         return quantization.ScaleAsNumpy()
+
+    @property
+    def zero_points(self):
+        """Its zero points: one, or one for each scale."""
+        quantization = self._tensor.Quantization()
+        return quantization.ZeroPointAsNumpy() if quantization.ZeroPointLength() else np.zeros(1)
 
     def values(self):
         """Returns its numbers, without scales."""
@@ -218,6 +227,7 @@ class _Tensor:
         if self.scales is None:
             return False
         steps = self._along(self.scales.astype("float64"))
+        values = values - self._along(self.zero_points)
         return bool(np.all(np.abs(values * steps - expected) <= 0.51 * steps))
 
     def _along(self, numbers):
@@ -235,6 +245,7 @@ class _Tensor:
         scales = self.scales
         most = 7 if self.type == "INT4" else 127
         fits = len(scales) == len(codes) and np.abs(codes).max() <= most
+        fits = fits and not self.zero_points.any()
         if not fits or self._tensor.Quantization().QuantizedDimension() != axis:
             return "rounded"
         factors = factors[:, 0]
@@ -271,7 +282,7 @@ def _tensors(buffer: bytearray) -> Iterator[_Tensor]:
     model = schema().Model.GetRootAs(buffer)
     for number in range(model.SubgraphsLength()):
         subgraph = model.Subgraphs(number)
-        alone = functools.partial(_Tensor, model, subgraph)
+        alone = functools.partial(_Tensor, buffer, model, subgraph)
         users: dict[int, list] = {}
         for i in range(subgraph.OperatorsLength()):
             operator = subgraph.Operators(i)

@@ -282,20 +282,9 @@ def operators(path: PathLike) -> dict[str, int]:
         ValueError: the file is not a valid .tflite file.
     """
     Program(path)  # refuses missing and damaged files
-    classes = schema()
     with open(path, "rb") as file:
-        model = classes.Model.GetRootAs(file.read())
-    names = {
-        value: name
-        for name, value in vars(classes.BuiltinOperator).items()
-        if not name.startswith("_")
-    }
-    codes = []
-    for i in range(model.OperatorCodesLength()):
-        code = model.OperatorCodes(i)
-        builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-        custom = code.CustomCode()
-        codes.append(custom.decode() if custom else names.get(builtin, f"BUILTIN_{builtin}"))
+        model = schema().Model.GetRootAs(file.read())
+    codes = _operator_codes(model)
     counts: collections.Counter[str] = collections.Counter()
     for i in range(model.SubgraphsLength()):
         graph = model.Subgraphs(i)
@@ -303,6 +292,44 @@ def operators(path: PathLike) -> dict[str, int]:
             codes[graph.Operators(k).OpcodeIndex()] for k in range(graph.OperatorsLength())
         )
     return dict(counts.most_common())
+
+
+def tensor_names(content: bytes, kind: str, number: int) -> list[tuple[list[str], list[str]]]:
+    """Finds operators of a .tflite file by their place.
+
+    Args:
+        content: the file.
+        kind: name of the operator, as `operators` tells it.
+        number: its place in its subgraph.
+
+    Returns:
+        For each subgraph that has such an operator there the names of its results, and those of
+        the constants that it reads.
+    """
+    model = schema().Model.GetRootAs(content)
+    codes = _operator_codes(model)
+    found = []
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        operator = graph.Operators(number) if number < graph.OperatorsLength() else None
+        if operator is None or codes[operator.OpcodeIndex()] != kind:
+            continue
+        results = map(graph.Tensors, map(operator.Outputs, range(operator.OutputsLength())))
+        places = map(operator.Inputs, range(operator.InputsLength()))
+        read = [graph.Tensors(place) for place in places if place >= 0]
+        constants = [t for t in read if model.Buffers(t.Buffer()).DataLength()]
+        found.append(([t.Name().decode() for t in results], [t.Name().decode() for t in constants]))
+    return found
+
+
+def _operator_codes(model: Any) -> list[str]:
+    """The names of the operators that a file uses, in the order of its table of them."""
+    names = {value: name for name, value in vars(schema().BuiltinOperator).items()}
+    found = []
+    for code in map(model.OperatorCodes, range(model.OperatorCodesLength())):
+        builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        custom = code.CustomCode()
+        found.append(custom.decode() if custom else names.get(builtin, f"BUILTIN_{builtin}"))
+    return found
 
 
 def _interpreter_class() -> Any:

@@ -22,7 +22,8 @@ from keras_compaware.export._compare import (
 )
 from keras_compaware.export._convert import convert
 from keras_compaware.export._elsewhere import convert_elsewhere
-from keras_compaware.export._plan import ConversionError, Plan, half_precision
+from keras_compaware.export._places import blamed, half_precision, layers_at, listed, recurrent
+from keras_compaware.export._plan import ConversionError, Plan
 from keras_compaware.export._quantization import MODES, REWRITTEN
 from keras_compaware.export._quiet import quiet
 
@@ -136,12 +137,14 @@ def to_litert(
                     received = None
                     break
                 if last:
+                    layers = blamed(model, content, str(error))
+                    whose = f", here {listed(layers)}" if layers else ""
                     raise ExportError(
                         f"Exporting {model.name!r} failed at the step 'run': the file was "
                         f"converted, but LiteRT does not run it on inputs of the shapes "
                         f"{[value.shape for value in attempt.values]}. If the model's input shape "
                         "is not fully defined, rebuild it with a full one; otherwise replace the "
-                        f"layer that the operator belongs to. LiteRT says: {error}"
+                        f"layer that the operator belongs to{whose}. LiteRT says: {error}"
                     ) from error
         max_error, agreement, latency_ms = None, None, {}
         if received is not None:
@@ -280,7 +283,7 @@ def _conversion_failed(
     model: keras.Model, error: ConversionError, quantization: str | None
 ) -> ExportError:
     what = ", ".join(error.operations) or "an operation"
-    where = f" (in {', '.join(error.places)})" if error.places else ""
+    where = f" (in {listed(layers_at(model, error.places))})" if error.places else ""
     if error.reason == "load":
         text = (
             "the model could not be loaded on the TensorFlow backend. Register custom layers with "
@@ -288,10 +291,11 @@ def _conversion_failed(
             "keras.ops, or replace them by plain Keras layers before exporting."
         )
     elif half := half_precision(model):
+        dtype, layers = half
         text = (
-            f"the model computes in {half}, for which LiteRT lacks most kernels. Build the same "
-            "model under keras.config.set_dtype_policy('float32'), give it this model's weights "
-            "(set_weights) and export that one."
+            f"the model computes in {dtype} (in {listed(layers)}), for which LiteRT lacks most "
+            "kernels. Build the same model under keras.config.set_dtype_policy('float32'), give it "
+            "this model's weights (set_weights) and export that one."
         )
     elif error.reason == "select":
         text = (
@@ -306,10 +310,14 @@ def _conversion_failed(
             "model a full input shape (sequence length included)."
         )
     elif error.reason == "crash":
-        text = (
-            "the converter crashed, in a process of its own. Recurrent layers and other loops "
-            f"cannot be quantized with {quantization!r}: use 'dynamic_int8' or 'weight_int8'."
-        )
+        text = "the converter crashed, in a process of its own."
+        if quantization == "int8":
+            layers = recurrent(model)
+            here = f" (here {listed(layers)})" if layers else ""
+            text += (
+                f" Recurrent layers{here} and other loops cannot be quantized with "
+                f"{quantization!r}: use 'dynamic_int8' or 'weight_int8'."
+            )
     else:
         text = f"the converter refused {what}{where}."
         if quantization is not None:
@@ -318,7 +326,6 @@ def _conversion_failed(
                 "another `quantization`."
             )
     step = "load" if error.reason == "load" else "convert"
-    return ExportError(
-        f"Exporting {model.name!r} failed at the step {step!r}: {text} The converter says: "
-        f"{error.message}"
-    )
+    if error.message:
+        text += f" The converter says: {error.message}"
+    return ExportError(f"Exporting {model.name!r} failed at the step {step!r}: {text}")

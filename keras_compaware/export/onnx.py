@@ -22,7 +22,8 @@ from keras_compaware.export._compare import (
 )
 from keras_compaware.export._elsewhere import convert_elsewhere
 from keras_compaware.export._onnx import convert, operators
-from keras_compaware.export._plan import ConversionError, Plan, half_precision
+from keras_compaware.export._places import half_precision, layers_at, listed
+from keras_compaware.export._plan import ConversionError, Plan
 from keras_compaware.export._quiet import quiet
 
 PathLike = str | os.PathLike[str]
@@ -224,17 +225,18 @@ def _failed(model: keras.Model, failures: dict[str, Exception]) -> ExportError:
     told = [f"Exporting {model.name!r} failed at the step {step!r}."] if refusals else []
     for backend, error in failures.items():
         refused = isinstance(error, ConversionError)
-        told.append(f"On {backend}, {_told(error)}" if refused else str(error))
+        told.append(f"On {backend}, {_told(model, error)}" if refused else str(error))
     if half := half_precision(model):
+        dtype, layers = half
         told.append(
-            f"The model computes in {half}: build the same one under "
+            f"The model computes in {dtype} (in {listed(layers)}): build the same one under "
             "keras.config.set_dtype_policy('float32'), give it this model's weights (set_weights) "
             "and export that one."
         )
     return ExportError(" ".join(told))
 
 
-def _told(error: ConversionError) -> str:
+def _told(model: keras.Model, error: ConversionError) -> str:
     if error.reason == "load":
         return (
             "the model could not be loaded. Register custom layers with "
@@ -242,8 +244,9 @@ def _told(error: ConversionError) -> str:
             f"keras.ops, or replace them by plain Keras layers. The cause: {error.message}"
         )
     if error.reason == "custom":
-        where = f" (in {', '.join(error.places)})" if error.places else ""
+        where = f" (in {listed(layers_at(model, error.places))})" if error.places else ""
         return f"ONNX has no operation for {', '.join(error.operations)}{where}. Replace it."
     if error.reason == "crash":
-        return f"the converter crashed. Its last words: {error.message}"
+        said = f" Its last words: {error.message}" if error.message else ""
+        return f"the converter crashed.{said}"
     return f"the converter refused. It says: {error.message}"

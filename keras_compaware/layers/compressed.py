@@ -13,12 +13,15 @@ class Compressed(keras.layers.Wrapper):
 
     The forward pass uses the compressed kernel bit for bit; the gradient with respect to it is
     handed to the latent kernel unchanged (the straight-through estimator of Bengio et al., 2013).
-    A compressor that needs a decomposition (`LowRank`) keeps the basis V of its kernel as a
-    variable: in the training step the kernel is W V V^T, matrix products only, and
-    `CompressionCallback` (every `Recipe` brings one) fits the basis when training begins and again
-    every so many steps. Without a basis the kernel is used as it is. Once `fit` ends with that
-    callback, the latent kernel itself is compressed and the basis dropped; `compact` replaces the
-    wrapper by the plain layer.
+
+    What would take too long in every step is kept as a variable, the basis of the kernel, which
+    `CompressionCallback` (every `Recipe` brings one) fits when training begins and again every so
+    many steps. Of `LowRank` and `Tucker2` it is V, and in the training step the kernel is W V V^T,
+    matrix products only; without a basis the kernel is used as it is. Of a quantizer it is the
+    codebook or the scale, which in the training step is fitted to the present kernel for two rounds
+    from there; without a basis it is fitted from nothing, as by C(w) itself. Once `fit` ends with
+    that callback, the latent kernel itself is compressed by C and the basis dropped; `compact`
+    replaces the wrapper by the plain layer.
 
     Args:
         layer: Any layer with kernels that `register_kernels` knows, built or not.
@@ -131,7 +134,7 @@ class Compressed(keras.layers.Wrapper):
 
     @property
     def is_fitted(self):
-        """Whether every basis has been fitted; True of a compressor that needs none."""
+        """Whether every basis has been fitted; True of a compressor that has none."""
         return all(bool(ops.convert_to_numpy(ops.any(basis.value != 0))) for basis in self.bases)
 
     @property
@@ -212,12 +215,19 @@ class Compressed(keras.layers.Wrapper):
         return alpha * ops.convert_to_tensor(w) + (1.0 - alpha) * compressed
 
     def _compressed(self, w, axes, basis):
+        compressor = self.compressor
         if basis is None:
-            return self.compressor(w, axes=axes)
-        basis = ops.convert_to_tensor(basis)
+            return compressor(w, axes=axes)
+        basis = ops.cast(basis, "float32")
         fitted = ops.any(basis != 0)
-        code = self.compressor.encode_on(basis, w, axes)
-        return ops.where(fitted, self.compressor.decode(code), w)
+        if compressor.needs_decomposition:
+            return ops.where(fitted, compressor.decode(compressor.encode_on(basis, w, axes)), w)
+        w = ops.stop_gradient(w)  # as loops of the fits need it
+        return ops.cond(
+            fitted,
+            lambda: compressor.decode(compressor.encode_on(basis, w, axes)),
+            lambda: compressor(w, axes=axes),
+        )
 
 
 def _refuse_unsuitable(compressor):

@@ -15,6 +15,7 @@ Spec = dict[str, Any]
 POINTS = 600  # of a curve, at most
 _COLOURS = tuple(f"--series{i}" for i in range(1, 7))
 _ROW = 30  # pixels of a layer
+SIDES = ("dense twin", "compact")
 
 
 def label(name: Any, width: int | None = None) -> str:
@@ -111,18 +112,25 @@ def training(
     return {"data": data, "layout": layout}
 
 
-def bars(rows: Sequence[tuple[str, float | None, float | None]], title: str, unit: str) -> Spec:
+def bars(
+    rows: Sequence[tuple[str, float | None, float | None]],
+    title: str,
+    unit: str,
+    sides: tuple[str, str] = SIDES,
+) -> Spec:
     """Returns two bars a layer, before and after, the first layer at the top.
 
     Args:
         rows: Names with the numbers before and after.
         title: Of the horizontal axis.
-        unit: What is counted, for the hover.
+        unit: What is counted, for the hover; may be empty.
+        sides: What the bars before and after are called.
     """
     names = [label(name) for name, _, _ in rows]
     places = list(range(len(rows)))
     data = []
-    for which, colour, side in ((1, "--dense", "dense twin"), (2, "--compact", "compact")):
+    unit = f" {unit}" if unit else ""
+    for which, colour, side in zip((1, 2), ("--dense", "--compact"), sides, strict=True):
         values = [row[which] for row in rows]
         data.append(
             {
@@ -134,7 +142,7 @@ def bars(rows: Sequence[tuple[str, float | None, float | None]], title: str, uni
                 "text": names,
                 "textposition": "none",
                 "marker": {"color": colour},
-                "hovertemplate": f"%{{text}}<br>{side}: %{{x:,}} {unit}<extra></extra>",
+                "hovertemplate": f"%{{text}}<br>{side}: %{{x:,}}{unit}<extra></extra>",
             }
         )
     layout = {

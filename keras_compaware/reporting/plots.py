@@ -207,7 +207,7 @@ def _draw_distortions(axis, rows, periods):
     axis.grid(alpha=0.3)
 
 
-def plot_sensitivity(sensitivity: Any, folder: str | os.PathLike) -> list[pathlib.Path]:
+def plot_sensitivity(sensitivity: Any, path: str | os.PathLike) -> list[pathlib.Path]:
     """Draws how much the loss grows with fewer channels of each space, and lower ranks.
 
     A panel each for channels and ranks, a curve for every space or kernel: growth of the loss
@@ -216,15 +216,21 @@ def plot_sensitivity(sensitivity: Any, folder: str | os.PathLike) -> list[pathli
 
     Args:
         sensitivity: A `Sensitivity`.
-        folder: An existing folder, for sensitivity.png and sensitivity.svg.
+        path: An existing folder, for sensitivity.png and sensitivity.svg, or a file that ends in
+            .png or .svg, in an existing folder.
 
     Returns:
         The files.
     """
     files: list[pathlib.Path] = []
+    path, formats = pathlib.Path(path), FORMATS
+    if path.suffix[1:] in FORMATS:
+        path, formats = path.with_suffix(""), (path.suffix[1:],)
+    else:
+        path /= "sensitivity"
     panels = {"channels kept": sensitivity.channels, "rank": sensitivity.ranks}
     panels = {name: curves for name, curves in panels.items() if curves} or {"channels kept": {}}
-    with _figure(len(panels), 1, pathlib.Path(folder) / "sensitivity", files) as axes:
+    with _figure(len(panels), 1, path, files, formats=formats) as axes:
         for (axis,), (name, curves) in zip(axes, panels.items(), strict=True):
             _draw_sensitivities(axis, curves, sensitivity.baseline)
             axis.set_xlabel(name)
@@ -263,9 +269,14 @@ def _families(rows: Rows) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
 
 @contextlib.contextmanager
 def _figure(
-    rows: int, columns: int, path: pathlib.Path, files: list[pathlib.Path], height: float = 2.9
+    rows: int,
+    columns: int,
+    path: pathlib.Path,
+    files: list[pathlib.Path],
+    height: float = 2.9,
+    formats: Sequence[str] = FORMATS,
 ) -> Iterator:
-    """Yields axes, rows by columns; writes the figure in all formats and adds them to `files`."""
+    """Yields axes, rows by columns; writes the figure in these formats and adds them to `files`."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -275,7 +286,7 @@ def _figure(
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure.subplots(rows, columns, squeeze=False)
-        for suffix in FORMATS:
+        for suffix in formats:
             file = path.with_name(f"{path.name}.{suffix}")
             metadata = {"Software": None} if suffix == "png" else {"Date": None}
             with atomic_path(file) as temporary:

@@ -19,6 +19,7 @@ _LAYERS = 32  # in a chart, at most
 _FEW = 12  # layers that are all drawn, however small
 _KERNELS = 6  # curves of single kernels in one chart, at most
 _HEIGHT = 320
+_BARS = {"parameters": "Parameters", "macs": "MACs", "channels": "Channels", "rank": "Ranks"}
 
 
 class Section(NamedTuple):
@@ -323,16 +324,19 @@ def layers(report: Report, charts: Charts) -> Section | None:
     if not rows:
         return None
     body = []
-    for key, title in (("parameters", "Parameters"), ("macs", "MACs")):
-        known = [(row["name"], *row[key]) for row in rows if row.get(key) and None not in row[key]]
+    for key, title in _BARS.items():
+        known = _before_and_after(report, rows, key)
         shown = _worth_a_bar(known)
         if not shown:
             continue
-        told = "Dense twin and compact model, layer by layer."
+        what, told = "layers", "Dense twin and compact model, layer by layer."
+        if key == "rank":
+            what, told = "kernels", "The highest rank possible and that after training, by kernel."
         if len(shown) < len(known):
-            told += f" The {len(shown)} largest of {len(known)} layers; the table has all of them."
+            told += f" The {len(shown)} largest of {len(known)} {what}; the table has all of them."
         unit = "MACs" if key == "macs" else key
-        spec = figures.bars(shown, unit, unit)
+        sides = ("full rank", "rank") if key == "rank" else figures.SIDES
+        spec = figures.bars(shown, unit, "" if key == "rank" else unit, sides)
         body.append(_chart(charts, f"layers-{key}", title, told, [(title, spec)], None))
     channels = report["compact"].get("channels") or []
     return Section(
@@ -350,6 +354,23 @@ def layers(report: Report, charts: Charts) -> Section | None:
             ),
         ),
     )
+
+
+def _before_and_after(report, rows, key):
+    """Name, before and after of all of which both numbers are known: layers, or kernels of ranks.
+
+    Where the report has no spectra, or no channels of layers, compaction may have told of them.
+    """
+    if key == "rank":
+        spectra = report.get("spectra") or []
+        known = [(row["name"], row["full_rank"], row["rank"]) for row in spectra]
+        notes = [(row["name"], _note_of_rank(row["note"])) for row in rows]
+        return known or [(name, int(found[2]), int(found[1])) for name, found in notes if found]
+    known = [(row["name"], *row[key]) for row in rows if row.get(key) and None not in row[key]]
+    if key == "channels" and not known:
+        spaces = report["compact"].get("channels") or []
+        return [(row["name"], row["before"], row["after"]) for row in spaces]
+    return known
 
 
 def _worth_a_bar(rows):
@@ -387,8 +408,12 @@ def _layer_rows(report):
     ]
 
 
+def _note_of_rank(note):
+    return re.match(r"rank (\d+) of (\d+)$", note)
+
+
 def _rank_of_note(row):
-    found = re.match(r"rank (\d+) of (\d+)$", row["note"]) if row else None
+    found = _note_of_rank(row["note"]) if row else None
     return [f"{found[1]} of {found[2]}"] if found else []
 
 

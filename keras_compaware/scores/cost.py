@@ -75,9 +75,10 @@ def macs(model, analysis):
     products of queries, keys and values included, is proportional to its heads, as its kernels are.
     """
     axes = _cut_axes(analysis)
-    operations = {call.path: call.operation for call in analysis.graph.calls}
+    parts = [part for call in analysis.graph.calls for part in measure.parts_of(call)]
+    operations = {part.path: part.operation for part in parts}
     constant, terms = 0, []
-    for path, number in measure.macs_by_layer(model).items():
+    for path, number in measure.macs_by_layer(model, parts=True).items():
         weights = list(filter(is_kernel, getattr(operations[path], "weights", ())))
         if not number:  # nothing, or of a kind that is not known
             continue

@@ -205,8 +205,7 @@ def fit_budget(
     >>> measure.macs(model), measure.macs(found.apply(model).model)
     (160, 80)
     """
-    kinds = (*_FRACTIONS, *_MEASURED)
-    kind, limit = checked_budget("fit_budget", target, kinds, unbounded=_MEASURED, name="target")
+    kind, limit = checked_target(target)
     options = {
         "score": score,
         "channels": channels,
@@ -236,6 +235,17 @@ def fit_budget(
     if kind in _FRACTIONS:
         return allocation(kind, limit)
     return _by_measuring(model, allocation, kind, limit)
+
+
+def checked_target(target: Mapping[str, float]) -> tuple[str, float]:
+    """Returns kind and limit of a target of `fit_budget`.
+
+    Raises:
+        TypeError: If it is no mapping, or its limit no number.
+        ValueError: If it has not exactly one of the known kinds, or its limit is out of range.
+    """
+    kinds = (*_FRACTIONS, *_MEASURED)
+    return checked_budget("fit_budget", target, kinds, unbounded=_MEASURED, name="target")
 
 
 def _allocation(model, groups, losses, amounts, target, allow_inexact):

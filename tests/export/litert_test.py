@@ -14,6 +14,7 @@ pytest.importorskip("tensorflow")
 pytest.importorskip("ai_edge_litert")
 
 from keras_compaware import export
+from keras_compaware.export import _elsewhere, _places
 from tests.export.networks import diverged, untouched
 
 # On another backend each export starts a process with TensorFlow in it, which takes seconds.
@@ -233,12 +234,19 @@ def unrunnable_model():
         return tf.math.real(tf.signal.fft(tf.cast(t, tf.complex64)))
 
     x = keras.Input((4,))
-    return keras.Model(x, layers.Lambda(spectrum, output_shape=(4,))(x))
+    return keras.Model(x, layers.Lambda(spectrum, output_shape=(4,), name="spectrum")(x))
+
+
+def nested_unrunnable_model():
+    x = keras.Input((4,))
+    inner = keras.Sequential([keras.Input((4,)), *unrunnable_model().layers[1:]], name="block")
+    return keras.Model(x, layers.Dense(2)(inner(layers.Dense(4)(x))))
 
 
 def half_precision_model():
     x = keras.Input((4,))
-    return keras.Model(x, layers.Dense(2, dtype="mixed_float16")(x))
+    y = layers.Dense(3, dtype="mixed_float16", name="half")(layers.Dense(3, name="whole")(x))
+    return keras.Model(x, y)
 
 
 def custom_operation_model():
@@ -251,14 +259,15 @@ def custom_operation_model():
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (inverse_model, {}, r"'convert'.*MatrixInverse \(in .*inverse.*allow_select_ops"),
-        (custom_operation_model, {}, r"'convert'.*Erfinv \(in .*odd.*Replace it"),
+        (inverse_model, {}, r"'convert'.*MatrixInverse \(in 'inverse'\).*allow_select_ops"),
+        (custom_operation_model, {}, r"'convert'.*Erfinv \(in 'odd'\)\. Replace it"),
         (custom_operation_model, {"allow_select_ops": True}, r"'convert'.*Erfinv"),
         (diverged_model, {}, r"'compare'.*'logits' is not finite"),
-        (unrunnable_model, {}, r"'run'.*LiteRT does not run it"),
-        (half_precision_model, {}, r"'convert'.*computes in float16.*set_weights"),
+        (unrunnable_model, {}, r"'run'.*LiteRT does not run it.*here 'spectrum'\. LiteRT says"),
+        (nested_unrunnable_model, {}, r"'run'.*here 'block/spectrum'\. LiteRT says"),
+        (half_precision_model, {}, r"'convert'.*in float16 \(in 'half'\).*set_weights"),
     ],
-    ids=["select", "custom", "custom allowed", "not finite", "unrunnable", "float16"],
+    ids=["select", "custom", "custom allowed", "not finite", "unrunnable", "nested", "float16"],
 )
 def test_a_failed_export_leaves_the_old_file(tmp_path, make, options, message):
     path = tmp_path / "model.tflite"
@@ -267,6 +276,57 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, make, options, message):
         export.to_litert(make(), path, **options)
     assert path.read_bytes() == b"the old file"
     assert os.listdir(tmp_path) == ["model.tflite"]
+
+
+def test_an_operator_is_traced_to_its_layers(tmp_path):
+    x = keras.Input((8, 8, 3))
+    y = layers.BatchNormalization(name="conv_1")(layers.Conv2D(4, 3, name="conv")(x))
+    y = layers.Flatten(name="flat")(layers.ReLU(name="relu")(y))
+    model = trained_norm(keras.Model(x, layers.Dense(3, name="logits")(y)))
+    path = tmp_path / "model.tflite"
+    export.to_litert(model, path)
+
+    def blamed(*operators):
+        message = ", ".join(f"Node number {number} ({kind}) failed" for number, kind in operators)
+        return _places.blamed(model, path.read_bytes(), message)
+
+    assert set(blamed((0, "CONV_2D"))) == {"conv", "conv_1", "relu"}  # one operator of all three
+    assert blamed((4, "RESHAPE"), (1, "SHAPE")) == ["flat"]
+    assert blamed((5, "FULLY_CONNECTED")) == ["logits"]  # by its weights: the output has no name
+    assert blamed((5, "SOFTMAX"), (99, "CONV_2D")) == blamed() == []
+    assert _places.layers_at(model, ["a_1/conv_1/Add", "a_1/conv_1_2/Add", "a/none/Add"]) == [
+        *("conv", "conv_1"),
+        "a/none/Add",
+    ]
+    assert _places.listed("abcdefghij") == "'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h' and 2 more"
+
+
+def test_half_precision_of_subclassed_models():
+    class Halves(keras.Model):
+        def __init__(self, of_one, **kwargs):
+            super().__init__(**kwargs)
+            self.one, self.two = layers.Dense(1, dtype=of_one, name="one"), layers.Dense(1)
+
+    assert _places.half_precision(Halves("mixed_float16")) == ("float16", ["one"])
+    assert _places.half_precision(Halves(None)) is None
+    whole = Halves(None, dtype="mixed_bfloat16", name="net")
+    assert _places.half_precision(whole) == ("bfloat16", ["net"])
+
+
+def test_what_a_process_logs_is_not_what_it_says():
+    text = """WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+I0000 00:00:1795750880.069784    7726 cudart_stub.cc:31] Could not find cuda drivers.
+W0000 00:00:1795750880.069784    7726 cudart_stub.cc:31] Nor this.
+2026-01-02 03:04:05.678901: I tensorflow/core/util/port.cc:153] oneDNN is on.
+/lib/interpreter.py:457: UserWarning:     Warning: tf.lite.Interpreter is deprecated.
+    Please use another.
+
+  warnings.warn(_WARNING)
+{}"""
+    assert _elsewhere._last_words(text.format("")) == ""
+    said = "Traceback:\n  File 'a.py'\nF0000 00:00:17.6 77 a.cc:1] Check failed"
+    assert _elsewhere._last_words(text.format(said)) == said
+    assert _elsewhere._last_words(said, 6) == "failed"
 
 
 def test_a_wrong_file_is_not_written(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from keras_compaware import (
     WeightClustering,
 )
 from keras_compaware._math.backend import compiled
+from keras_compaware.base import axes_by_rank
 from tests.laws.helpers import array, norm
 
 # JAX compiles every fit for every size, which takes minutes; the laws try them on it as well.
@@ -328,3 +329,48 @@ def test_codes_of_clusters_are_as_wide_as_they_must(clusters, bits, dtype):
 def test_bad_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# ---- inside a training step -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        UniformQuantization(2),
+        UniformQuantization(8, "outputs"),
+        WeightClustering(4, "outputs"),
+        WeightClustering(16),
+        BinaryCodeQuantization(3, "outputs", "alternating"),
+    ],
+    ids=str,
+)
+def test_a_basis_serves_the_kernels_of_the_next_steps(compressor):
+    """It repeats the kernel's own fit, and is hardly worse for one that has moved."""
+    random = np.random.default_rng(0)
+    w = random.normal(size=(500, 4)).astype("float32")
+    axes = axes_by_rank(2)
+    basis = compressor.basis(ops.convert_to_tensor(w))
+    assert tuple(basis.shape) == compressor.basis_shape(w.shape, axes)
+
+    def error(w, function):
+        return np.sum((array(function(ops.convert_to_tensor(w))) - w) ** 2)
+
+    def on_basis(w):
+        return compressor.decode(compressor.encode_on(basis, w))
+
+    assert error(w, on_basis) <= (1 + 1e-5) * error(w, compressor)
+    moved = (1.05 * w + 0.1 * random.normal(size=w.shape)).astype("float32")
+    assert error(moved, on_basis) <= 1.1 * error(moved, compressor)
+    np.testing.assert_allclose(array(on_basis(np.zeros_like(w))), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 10.0, 1e6])
+def test_a_scale_follows_its_kernel(factor):
+    w = np.random.default_rng(0).normal(size=(500, 4)).astype("float32")
+    compressor = UniformQuantization(4)
+    basis = compressor.basis(ops.convert_to_tensor(w))
+    scaled = np.float32(factor) * w
+    code = compressor.encode_on(basis, ops.convert_to_tensor(scaled))
+    found = norm(array(compressor.decode(code)) - scaled)
+    assert found <= (1 + 1e-5) * norm(array(compressor(scaled)) - scaled)

@@ -17,12 +17,14 @@ from keras_compaware import (
     Rule,
     StraightThrough,
     UniformQuantization,
+    WeightClustering,
     compact,
 )
 
 COMPRESSORS = {
     "pruning": MagnitudePruning(0.5),
     "quantization": UniformQuantization(3),
+    "clusters": WeightClustering(4),
     "low rank": LowRank(rank=2),
     "pruning, quantization": Chain([MagnitudePruning(0.5), UniformQuantization(4)]),
     "low rank, quantization": Chain([LowRank(rank=2), UniformQuantization(6)]),
@@ -113,6 +115,26 @@ def test_low_rank_uses_the_kernel_as_it_is_until_the_basis_is_fitted():
     assert not np.allclose(array(wrapper(x)), y, atol=1e-3)
 
 
+@pytest.mark.parametrize("compressor", [UniformQuantization(3), WeightClustering(4)], ids=str)
+def test_a_quantizer_without_a_basis_fits_from_nothing(compressor):
+    wrapper = Compressed(keras.layers.Dense(6), compressor)
+    wrapper(data((7,)))
+    (target,) = wrapper.targets
+
+    def forward():
+        ((_, kernel),) = wrapper.forward_kernels()
+        return array(kernel)
+
+    assert not wrapper.is_fitted
+    np.testing.assert_array_equal(forward(), array(compressor(target.read())))
+    wrapper.refresh()
+    assert wrapper.is_fitted
+    basis = keras.ops.convert_to_tensor(wrapper.bases[0])
+    target.write(target.read() * 1.1)
+    expected = compressor.decode(compressor.encode_on(basis, target.read()))
+    np.testing.assert_array_equal(forward(), array(expected))
+
+
 # ---- training -----------------------------------------------------------------------------------
 
 
@@ -131,8 +153,9 @@ class BasisLog(keras.callbacks.Callback):
         self.seen.append(array(self.wrapper.bases[0]).copy())
 
 
-def test_the_callback_refreshes_the_basis_every_n_steps():
-    wrapper = Compressed(keras.layers.Dense(6, name="wide"), LowRank(rank=2), every=3)
+@pytest.mark.parametrize("compressor", [LowRank(rank=2), WeightClustering(4)], ids=str)
+def test_the_callback_refreshes_the_basis_every_n_steps(compressor):
+    wrapper = Compressed(keras.layers.Dense(6, name="wide"), compressor, every=3)
     model = keras.Sequential([keras.Input((7,)), wrapper])
     model.compile(keras.optimizers.SGD(0.5), "mse")
     log = BasisLog(wrapper)
@@ -147,7 +170,10 @@ def test_the_callback_refreshes_the_basis_every_n_steps():
     assert np.any(log.seen[0])  # fitted when training begins
     assert not np.any(array(wrapper.bases[0]))  # and no more needed when it has ended
     w = array(wrapper.layer.kernel)
-    assert np.linalg.matrix_rank(w, tol=1e-5) == 2
+    if compressor.needs_decomposition:
+        assert np.linalg.matrix_rank(w, tol=1e-5) == 2
+    else:
+        assert len(np.unique(w)) == 4
     ((_, forward),) = wrapper.forward_kernels()
     np.testing.assert_array_equal(array(forward), w)
 

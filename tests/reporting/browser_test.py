@@ -87,7 +87,7 @@ def test_it_fits_and_is_drawn(tmp_path, width, scheme, nasty):
     assert console == []
     assert found["scroll"] == found["width"] == width
     assert found["right"] <= width
-    assert found["drawn"] == found["charts"] == 9
+    assert found["drawn"] == found["charts"] == 11
     dark = "rgb(17, 22, 29)", "rgb(163, 176, 193)"
     light = "rgb(246, 247, 249)", "rgb(86, 98, 115)"
     assert (found["background"], found["ink"]) == (dark if scheme == DARK else light)

@@ -94,6 +94,15 @@ def test_the_layers():
     dense, compact = charts["layers-macs"][0]["data"]
     assert (dense["x"], compact["x"]) == ([890, 90], [170, 90])
     assert dense["text"] == ["hidden", "out"]
+    dense, compact = charts["layers-channels"][0]["data"]
+    assert (dense["x"], compact["x"]) == ([32, 32], [24, 24])
+    full, rank = charts["layers-rank"][0]["data"]
+    assert (full["name"], rank["name"], rank["text"]) == ("full rank", "rank", ["hidden/kernel"])
+    assert (full["x"], rank["x"]) == ([3], [2])
+    assert rank["hovertemplate"] == "%{text}<br>rank: %{x:,}<extra></extra>"
+    plots = {attributes["id"]: attributes for attributes, _ in parsed.all("div", role="img")}
+    for name in ("layers-channels", "layers-rank"):
+        assert plots[name]["aria-label"].endswith("A table holds the numbers.")
 
 
 def test_a_report_without_a_record_of_layers_shows_what_compaction_told():
@@ -101,7 +110,22 @@ def test_a_report_without_a_record_of_layers_shows_what_compaction_told():
     del one["layers"], one["spectra"]
     parsed = Page(html(one))
     assert "hiddenDense900 → 1804 of 16rank 4 of 16" in [text for _, text in parsed.all("tr")]
-    assert "layers-macs" not in charts_of(parsed)
+    charts = charts_of(parsed)
+    assert "layers-macs" not in charts
+    full, rank = charts["layers-rank"][0]["data"]
+    assert (full["x"], rank["x"], rank["text"]) == ([16], [4], ["hidden"])
+    before, after = charts["layers-channels"][0]["data"]
+    assert (before["x"], after["x"], after["text"]) == ([32], [24], ["space"])
+
+
+def test_no_bars_of_ranks_and_channels_that_are_not_told():
+    one = report()
+    del one["spectra"], one["compact"]["channels"]
+    for row in one["layers"]:
+        row["channels"] = [None, None]
+    for row in one["compact"]["layers"]:
+        row["note"] = "as it is"
+    assert {"layers-rank", "layers-channels"}.isdisjoint(charts_of(Page(html(one))))
 
 
 def test_many_layers_only_the_largest_are_drawn():
@@ -113,6 +137,16 @@ def test_many_layers_only_the_largest_are_drawn():
     assert shown == [f"l{i}" for i in range(28, 60)]
     assert "The 32 largest of 60 layers" in parsed.text()
     assert len([text for _, text in parsed.all("tr") if re.match(r"l\d", text)]) == 60
+
+
+def test_many_kernels_only_the_largest_ranks_are_drawn():
+    one = report()
+    row = one["spectra"][0]
+    one["spectra"] = [{**row, "name": f"k{i}", "full_rank": i + 1, "rank": 1} for i in range(40)]
+    parsed = Page(html(one))
+    shown = charts_of(parsed)["layers-rank"][0]["data"][0]["text"]
+    assert shown == [f"k{i}" for i in range(8, 40)]
+    assert "The 32 largest of 40 kernels" in parsed.text()
 
 
 def test_the_training_curves_and_the_firings():
@@ -344,7 +378,7 @@ def test_tables_and_charts_can_be_read_without_seeing():
     assert all(found.get("scope") in ("row", "col") for found, _ in parsed.all("th"))
     assert all(text for _, text in parsed.all("th"))
     plots = parsed.all("div", role="img")
-    assert len(plots) == len(charts_of(parsed)) == 9
+    assert len(plots) == len(charts_of(parsed)) == 11
     assert all("A table holds the numbers" in found["aria-label"] for found, _ in plots)
     labels = {found["aria-labelledby"] for found, _ in parsed.all("section")}
     assert labels <= {found.get("id") for found, _ in parsed.all("h2")}

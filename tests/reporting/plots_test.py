@@ -95,5 +95,8 @@ def test_sensitivities(tmp_path):
     assert "growth of change of the outputs" in text
     assert "space14 -->" in text  # the most sensitive ones are named
     assert "space0 -->" not in text
+    for file in (tmp_path / "own.png", tmp_path / "own.svg"):
+        assert plots.plot_sensitivity(found, file) == [file]
+        assert b"space14" in file.read_bytes() or file.read_bytes() == files[0].read_bytes()
     found.channels, found.ranks = {}, {}
     assert plots.plot_sensitivity(found, tmp_path)

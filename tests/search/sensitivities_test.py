@@ -176,6 +176,17 @@ def test_the_cache_goes_on_where_it_was(tmp_path, monkeypatch):
             kc.sensitivity(model, cache=cache, **changed)
 
 
+def test_progress_is_shown_when_it_is_asked_for(capsys):
+    model = classifier()
+    quiet = kc.sensitivity(model, batches(model), steps=3)
+    assert capsys.readouterr().out == ""
+    assert kc.sensitivity(model, batches(model), steps=3, verbose=1) == quiet
+    points = sum(len(curve) for of in (quiet.channels, quiet.ranks) for curve in of.values())
+    out = capsys.readouterr().out
+    assert f"1/{points}" in out
+    assert f"{points}/{points}" in out
+
+
 def test_json_and_text():
     found = kc.sensitivity(classifier(), None, steps=2)
     again = kc.Sensitivity.from_json(json.loads(json.dumps(found.to_json())))
