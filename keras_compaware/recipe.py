@@ -431,7 +431,7 @@ def compress(model, recipe):
     >>> from keras_compaware import MagnitudePruning
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(2)])
     >>> small = compress(model, MagnitudePruning(0.5))
-    >>> int(keras.ops.count_nonzero(small.layers[0].kernel))
+    >>> int(keras.ops.count_nonzero(small.layers[0].kernel.value))
     16
     """
     recipe = as_recipe(recipe)

@@ -96,6 +96,7 @@ def test_only_what_is_missing_and_fits_is_run(monkeypatch):
 
 
 def test_exponents_table_and_plot(tmp_path):
+    pytest.importorskip("matplotlib")
     found = entries()
     assert benchmark.exponent(found, "compact", "seconds") == pytest.approx(1.5)
     assert benchmark.exponent(found, "compact", "peak") == pytest.approx(1.0)
@@ -109,6 +110,7 @@ def test_exponents_table_and_plot(tmp_path):
 
 
 def test_results_are_kept(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
     monkeypatch.setattr(
         benchmark,
         "in_fresh_process",

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from keras_compaware import _graph
+from tests.marks import slow_on_jax
 
 
 def paths(model):
@@ -326,6 +327,7 @@ def test_automatic_names_do_not_move():
     assert int(after.rsplit("_", 1)[1]) == int((name + "_0").split("_")[1]) + 1
 
 
+@slow_on_jax
 def test_mobilenet():
     model = keras.applications.MobileNetV2(weights=None, alpha=0.35)
     graph = _graph.trace(model)

@@ -9,6 +9,7 @@ import pytest
 from keras import layers
 
 from keras_compaware import measure
+from tests.marks import slow_on_jax
 
 
 def single(layer, *shapes, call=None, dtype="float32"):
@@ -140,6 +141,7 @@ def test_conv_lstm_of_channels_first_counts_the_same():
     assert single(first, (4, 3, 6, 7)) == single(last, (4, 6, 7, 3))
 
 
+@slow_on_jax
 def test_scales_of_conv_next_count_nothing_and_are_known():
     model = keras.applications.ConvNeXtTiny(weights=None, input_shape=(32, 32, 3), classes=2)
     scales = [layer.name for layer in model.layers if type(layer).__name__ == "LayerScale"]

@@ -30,6 +30,7 @@ from keras_compaware import (
     compress,
     register_kernels,
 )
+from tests.marks import slow_on_jax
 
 PRUNE = MagnitudePruning(0.5)
 EVERY = Every(10, PRUNE)
@@ -466,6 +467,7 @@ def test_a_layer_of_layers_is_wrapped_as_a_whole():
         Recipe([Rule("query", STRAIGHT)]).wrap(model)
 
 
+@slow_on_jax
 def test_recurrent_layers_are_wrapped():
     model = keras.Sequential(
         [

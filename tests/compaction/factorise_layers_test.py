@@ -17,6 +17,7 @@ from tests.compaction.helpers import (
     lower_rank,
     outputs_of,
 )
+from tests.marks import slow_on_jax
 
 layers = keras.layers
 IDS = np.array([[3, 7, 1, 0, 0], [11, 2, 9, 4, 0]], "int32")
@@ -116,6 +117,7 @@ def test_embedding(tmp_path):
     check_training(result.model, IDS)
 
 
+@slow_on_jax
 def test_masks_of_an_embedding_go_on(tmp_path):
     """In a Sequential and in a functional model; the masked steps count for nothing."""
     sequence = text_model(layers.LSTM(4, return_sequences=True), layers.GRU(3))

@@ -155,6 +155,7 @@ def test_states_in_and_out(split, tmp_path):
     assert result.model.get_layer("a").cell.kernel.shape == (2, 48)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_directions_share_their_inputs(kind, tmp_path):
     layer = layers.Bidirectional(recurrent(kind, 30, return_sequences=True), name="both")
@@ -185,6 +186,7 @@ def test_both_directions_of_the_state():
     assert type(both.backward_layer.cell) is LowRankGRUCell
 
 
+@slow_on_jax
 def test_masks_reach_the_layer_and_go_on(tmp_path):
     x = X.copy()
     x[0, 3:] = 0
@@ -205,6 +207,7 @@ def test_masks_reach_the_layer_and_go_on(tmp_path):
     np.testing.assert_allclose(result.model.predict(x, verbose=0), masked, atol=1e-5)
 
 
+@slow_on_jax
 def test_dropout_of_the_inputs_stays_where_it_was():
     """Entries of the inputs, the same at all steps, not of what the Dense layer makes of them."""
     model = lower_rank(single(recurrent(dropout=0.5, seed=1, return_sequences=True)))

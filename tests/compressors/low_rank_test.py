@@ -16,6 +16,7 @@ from keras_compaware import (
 from keras_compaware._math.backend import compiled
 from keras_compaware.base import KernelAxes, axes_by_rank
 from tests.laws.helpers import array, norm
+from tests.marks import slow_on_jax
 
 PLAIN = KernelAxes((0,), (1,))
 
@@ -264,6 +265,7 @@ def ranks_of(compressor, w, axes=None):
     return settled.ranks
 
 
+@slow_on_jax
 def test_variational_bayes_finds_both_planted_ranks():
     w = planted_modes(4, 6)
     assert ranks_of(Tucker2(ranks="vbmf"), w) == (4, 6)

@@ -33,6 +33,7 @@ from keras_compaware.kernels import find_targets
 from tests.laws.cases import COMPRESSORS
 from tests.laws.helpers import eagerly
 from tests.laws.kernels_under_test import kernel
+from tests.marks import slow_on_jax
 
 # ---- the format, read and written by hand -----------------------------------------------------
 
@@ -441,6 +442,7 @@ def test_a_tied_kernel_is_stored_once(tmp_path):
     assert set(contents(path)[1]) == {"first/matrix:codes", "first/matrix:scale"}
 
 
+@slow_on_jax
 def test_the_codes_that_training_leaves_keep_quantized_factors(tmp_path):
     model = keras.Sequential([keras.Input((8,)), layers.Dense(6, name="dense")])
     chain = Chain([LowRank(rank=2), UniformQuantization(4)])

@@ -18,21 +18,21 @@ from tests.laws.cases import COMPRESSORS
 from tests.laws.helpers import array, compiled_map, eagerly, norm
 from tests.laws.kernels_under_test import EVERY, FEW, kernel, matrices
 
+ON_JAX = keras.backend.backend() == "jax"
+
 
 def rows(found):
-    on_jax = keras.backend.backend() == "jax"
     marks = {True: [pytest.mark.slow], False: []}
-    found = [pytest.param(c, id=c.id, marks=marks[c.variant and on_jax]) for c in found]
+    found = [pytest.param(c, id=c.id, marks=marks[c.variant and ON_JAX]) for c in found]
     return pytest.mark.parametrize("case", found)
 
 
 def product(found):
     """All rows on every kernel; fast: one row of each kind, the others on a few kernels."""
-    on_jax = keras.backend.backend() == "jax"
     pairs = []
     for case, name in itertools.product(found, EVERY):
         kernel_name, *marks = (name, *()) if isinstance(name, str) else (*name.values, *name.marks)
-        if case.variant and (on_jax or kernel_name not in FEW):
+        if case.variant and (ON_JAX or kernel_name not in FEW):
             marks = [pytest.mark.slow]
         pairs.append(pytest.param(case, kernel_name, id=f"{kernel_name}-{case.id}", marks=marks))
     return pytest.mark.parametrize(("case", "name"), pairs)
@@ -234,7 +234,11 @@ def test_what_belongs_to_a_dead_channel_stays_zero(case, name):
 
 # ---- plain arrays -----------------------------------------------------------------------------
 
-SHAPES = ((1, 1), (13, 11), (3, 1, 2, 1), (17,))
+SHAPES = (
+    (1, 1),
+    (3, 1, 2, 1),
+    *(pytest.param(s, marks=[pytest.mark.slow] * ON_JAX) for s in ((13, 11), (17,))),
+)
 
 
 def contents(shape):

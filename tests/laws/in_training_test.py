@@ -10,11 +10,13 @@ from keras_compaware._math.backend import compiled
 from keras_compaware.base import axes_by_rank
 from tests.laws.cases import COMPRESSORS
 from tests.laws.helpers import array, compiled_map, eagerly, norm
+from tests.marks import slow_on_jax
 
 SIMPLE = [case for case in COMPRESSORS if not case.compressor.needs_decomposition]
 DECOMPOSING = [case for case in COMPRESSORS if case.compressor.needs_decomposition]
 
 
+@slow_on_jax
 def test_they_are_constraints_of_a_compiled_fit():
     """One layer for each; after `fit` a kernel is a fixed point of an idempotent one."""
     inputs = keras.Input((8,))

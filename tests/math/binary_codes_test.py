@@ -7,6 +7,7 @@ from keras import ops
 from keras_compaware._math import binary_codes
 from keras_compaware._math.backend import compiled
 from keras_compaware._math.binary_codes import fit_binary, plane
+from tests.marks import slow_on_jax
 
 
 def array(tensor):
@@ -30,6 +31,7 @@ def test_by_hand():
     np.testing.assert_array_equal(array(plane(codes, 1)), [[True, True, False, False]])
 
 
+@slow_on_jax
 @pytest.mark.parametrize("kind", ["greedy", "refined", "alternating"])
 def test_rows_are_fitted_by_themselves(kind):
     rows = np.random.default_rng(0).normal(size=(4, 100)) * [[1e-20], [1], [1e20], [0]]

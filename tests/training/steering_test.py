@@ -7,6 +7,7 @@ import pytest
 import keras_compaware as kc
 from keras_compaware import Proximal, Recipe, Rule, StrengthController
 from tests.laws.helpers import array
+from tests.marks import slow_on_jax
 
 STEPS = 10  # of an epoch
 
@@ -48,6 +49,7 @@ def steered(regularizer, period=1, in_channels=True, **target):
     return Recipe(channels=rules) if in_channels else Recipe(rules)
 
 
+@slow_on_jax
 @pytest.mark.parametrize(
     "lasso",
     [
