@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_compaware import data, export, measure, models
 from keras_compaware._files import write_json_atomic, write_text_atomic
-from keras_compaware.base import Code, Compressor
+from keras_compaware.base import Chain, Code, Compressor, KernelAxes
 from keras_compaware.cli.config import (
     dense_config,
     fingerprint,
@@ -38,6 +38,7 @@ from keras_compaware.cli.shrinking import check as check_shrink
 from keras_compaware.cli.shrinking import cycles, settings_of
 from keras_compaware.cli.workdir import Checkpoint, Workdir
 from keras_compaware.compaction import CompactResult, compact, recalibrate_batch_norm
+from keras_compaware.compressors import MagnitudePruning
 from keras_compaware.data.store import CACHE_VARIABLE, default_cache_dir
 from keras_compaware.kernels import find_targets
 from keras_compaware.recipe import Recipe
@@ -478,7 +479,7 @@ def _run_in(workdir: Workdir, experiment: Experiment) -> dict[str, Any]:
         compacted.whole,
         compacted.model,
         workdir,
-        _compressors_that_hold(compacted, compressors),
+        compressors_that_hold(compacted, compressors),
         compacted.codes,
     )
     dense = json.loads(twin.report.read_text("utf-8"))
@@ -520,13 +521,13 @@ def _as_json(compacted: CompactResult) -> dict[str, Any]:
     }
 
 
-def _compressors_that_hold(
+def compressors_that_hold(
     compacted: CompactResult, compressors: Mapping[str, Compressor]
 ) -> dict[str, Compressor]:
     """Returns the compressors of the kernels that are still compressed by them.
 
-    A kernel that has lost channels has other shares of zeros and of ranks than before: it is only
-    encoded if that restores it.
+    A kernel that has lost channels has other shares of zeros and of ranks than before: its zeros
+    are those of a pruning to their present share, and it is only encoded if that restores it.
     """
     held = {}
     # Kernels of frozen layers inside wrappers are compressed, but are no targets.
@@ -535,12 +536,29 @@ def _compressors_that_hold(
         if compressor is None:
             continue
         if compacted.channels and target.name not in compacted.codes:
-            kernel = target.read()
-            restored = compressor.decode(compressor.encode(kernel, axes=target.axes))
-            if not np.allclose(*map(keras.ops.convert_to_numpy, (kernel, restored)), atol=1e-6):
+            kernel = keras.ops.convert_to_numpy(target.read())
+            candidates = (compressor, *_prunings_to_present_zeros(compressor, kernel))
+            compressor = next((c for c in candidates if _restores(c, kernel, target.axes)), None)
+            if compressor is None:
                 continue
         held[target.name] = compressor
     return held
+
+
+def _prunings_to_present_zeros(compressor: Compressor, kernel: np.ndarray) -> tuple:
+    """What stands in for a compressor that sets entries to zero, or for a chain that begins so."""
+    first, *rest = compressor.compressors if isinstance(compressor, Chain) else (compressor,)
+    zeros = 1.0 - np.count_nonzero(kernel) / kernel.size
+    if not first.selects or not 0.0 < zeros < 1.0:
+        return ()
+    pruning = MagnitudePruning(zeros)
+    return (Chain([pruning, *rest]), pruning) if rest else (pruning,)
+
+
+def _restores(compressor: Compressor, kernel: np.ndarray, axes: KernelAxes) -> bool:
+    w = keras.ops.convert_to_tensor(kernel)
+    restored = compressor.decode(compressor.encode(w, axes=axes))
+    return np.allclose(kernel, keras.ops.convert_to_numpy(restored), atol=1e-6)
 
 
 def versions() -> dict[str, str]:

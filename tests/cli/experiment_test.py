@@ -1,11 +1,20 @@
-"""What an experiment makes of its configuration before anything is trained."""
+"""What an experiment makes of its configuration before anything is trained, and of its kernels."""
 
+import keras
 import numpy as np
 import pytest
 
-from keras_compaware import data
+from keras_compaware import (
+    Chain,
+    GroupPruning,
+    MagnitudePruning,
+    UniformQuantization,
+    compact,
+    data,
+    export,
+)
 from keras_compaware.cli.config import resolve
-from keras_compaware.cli.experiment import Experiment
+from keras_compaware.cli.experiment import Experiment, compressors_that_hold
 
 
 @pytest.fixture
@@ -31,3 +40,33 @@ def test_only_the_training_split_is_shuffled_and_augmented(experiment):
     assert not np.array_equal(images, same)
     expected = data.batches(augmented.dataset.train, 6, seed=5, augment=data.flip_crop)[0][0]
     np.testing.assert_array_equal(images, expected)
+
+
+@pytest.mark.parametrize(
+    ("compressor", "encoded"),
+    [
+        (MagnitudePruning(0.9), {"a/kernel", "b/kernel"}),
+        (Chain([MagnitudePruning(0.9), UniformQuantization(4)]), {"a/kernel", "b/kernel"}),
+        (GroupPruning(0.5, "inputs"), {"a/kernel"}),  # the other has no zeros left
+    ],
+)
+def test_kernels_that_lost_channels_are_stored_without_zeros(compressor, encoded, tmp_path):
+    layers = [keras.layers.Dense(units, name=name) for units, name in ((60, "a"), (50, "b"))]
+    model = keras.Sequential([keras.Input((40,)), *layers, keras.layers.Dense(3, name="head")])
+    for layer in layers:
+        layer.kernel.assign(compressor(layer.kernel.value))
+    unread = np.arange(60)[:, None] % 4 == 0  # besides those that nothing reads already
+    layers[1].kernel.assign(np.where(unread, 0.0, keras.ops.convert_to_numpy(layers[1].kernel)))
+    compacted = compact(model)
+    assert [row.name for row in compacted.channels] == ["a"]
+    compressors = {"a/kernel": compressor, "b/kernel": compressor}
+    held = compressors_that_hold(compacted, compressors)
+    assert set(held) == encoded
+    path = tmp_path / "codes.safetensors"
+    export.save_codes(compacted.whole, held, path)
+    present = [keras.ops.convert_to_numpy(w) for w in compacted.whole.weights]
+    export.load_codes(path, compacted.whole)
+    for before, after in zip(present, compacted.whole.weights, strict=True):
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(after), before, atol=1e-6)
+    whole = export.save_codes(compacted.whole, {}, tmp_path / "whole.safetensors")
+    assert path.stat().st_size < 0.75 * whole.bytes

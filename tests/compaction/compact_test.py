@@ -441,7 +441,7 @@ def test_a_wrapper_becomes_the_layer_it_computes(compressor, fitted):
     assert not ours_inside(result.model)
     row = result.rows[0]
     assert (row.name, row.layer) == ("wide", "Dense")
-    is_low_rank = fitted and bool(wrapper.bases)
+    is_low_rank = fitted and compressor.needs_decomposition
     assert row.note.startswith("rank 2 of 16") == is_low_rank
     assert row.before == 340
     assert parameters(result.model) == row.after + 42
