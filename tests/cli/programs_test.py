@@ -22,6 +22,7 @@ FLAGS = {
     },
     "compact": {
         *("model", "out", "target", "data", "data_dir", "examples", "round_to", "allocation"),
+        *("cache", "plot"),
     },
     "export": {
         *("model", "out", "quantization", "data", "data_dir", "examples", "min_agreement"),
