@@ -34,6 +34,7 @@ def run(monkeypatch, capsys, arm, folder, *flags):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_arms_go_from_the_same_weights_to_files(noise, monkeypatch, capsys, tmp_path):
     pytest.importorskip("ai_edge_litert")

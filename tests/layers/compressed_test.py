@@ -24,7 +24,6 @@ from keras_compaware import (
 COMPRESSORS = {
     "pruning": MagnitudePruning(0.5),
     "quantization": UniformQuantization(3),
-    "clusters": WeightClustering(4),
     "low rank": LowRank(rank=2),
     "pruning, quantization": Chain([MagnitudePruning(0.5), UniformQuantization(4)]),
     "low rank, quantization": Chain([LowRank(rank=2), UniformQuantization(6)]),
