@@ -47,22 +47,35 @@ def plot_periods(
     baselines, files = {"dense": "dense", **(baselines or {})}, []
     lines = [row for row in rows if row["kind"] in baselines and row["test"] is not None]
     for family, budgets in _families(rows).items():
+        points = [row for group in budgets.values() for row in group]
+        schedules = list(dict.fromkeys(row["schedule"] for row in points))
         with _figure(1, len(budgets), pathlib.Path(folder) / f"accuracy-{family}", files) as axes:
             for axis, (budget, group) in zip(axes[0], budgets.items(), strict=True):
-                schedules = list(dict.fromkeys(row["schedule"] for row in group))
                 panels = (("", ""), (family, budget))
                 beside = [row for row in lines if (row["family"], row["budget"]) in panels]
                 _draw_periods(axis, group, schedules)
                 _draw_lines(axis, beside, schedules, baselines)
                 axis.set_title(f"{(labels or {}).get(family, family)}, {budget}", fontsize=9)
             axes[0][0].set_ylabel("test accuracy, %")
-            axes[0][-1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.02, 1))
+            _common_legend(axes[0])
     return files
+
+
+def _common_legend(axes):
+    """Tells beside the last panel what any of them shows."""
+    shown = {}
+    for axis in axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            shown.setdefault(name, handle)
+    place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)}
+    axes[-1].legend(shown.values(), shown.keys(), fontsize=6, **place)
 
 
 def _draw_periods(axis, group, schedules):
     for number, schedule in enumerate(schedules):
         curve = [row for row in group if row["schedule"] == schedule and row["test"] is not None]
+        if not curve:
+            continue
         curve.sort(key=lambda row: row["every"])
         axis.errorbar(
             [row["every"] for row in curve],

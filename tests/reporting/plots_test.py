@@ -71,6 +71,18 @@ def test_a_curve_has_the_means_and_deviations_of_its_periods(monkeypatch, tmp_pa
     assert [line.get_ydata()[0] for line in level] == [90]
 
 
+def test_a_schedule_has_one_colour_and_stands_in_the_legend(monkeypatch, tmp_path):
+    """Also where a study under way has other schedules of one budget than of another."""
+    records = [record(1, test=0.5, schedule=schedule) for schedule in ("constant", "cosine")]
+    records += [record(n, test=0.4, budget="1/16", schedule="cosine") for n in (1, 10)]
+    rows = aggregate(records)
+    first, last = drawn(monkeypatch, tmp_path, "_draw_periods", plots.plot_periods, rows)
+    assert {text.get_text() for text in last.get_legend().texts} == {"constant", "cosine"}
+    colours = {curve.get_label(): curve.lines[0].get_color() for curve in first.containers}
+    (curve,) = last.containers
+    assert curve.lines[0].get_color() == colours[curve.get_label()] != colours["constant"]
+
+
 def test_a_heatmap_shows_what_diverged(monkeypatch, tmp_path):
     rows = aggregate([record(1, status="diverged"), record(10, test=0.5)])
     (axis,) = drawn(monkeypatch, tmp_path, "_draw_heatmap", plots.plot_heatmap, rows)
