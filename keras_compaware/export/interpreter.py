@@ -316,7 +316,9 @@ def tensor_names(content: bytes, kind: str, number: int) -> list[tuple[list[str]
         results = map(graph.Tensors, map(operator.Outputs, range(operator.OutputsLength())))
         places = map(operator.Inputs, range(operator.InputsLength()))
         read = [graph.Tensors(place) for place in places if place >= 0]
-        constants = [t for t in read if model.Buffers(t.Buffer()).DataLength()]
+        # Data stand in their buffer, or behind the rest of the file.
+        data = [model.Buffers(tensor.Buffer()) for tensor in read]
+        constants = [t for t, of in zip(read, data, strict=True) if of.DataLength() or of.Size()]
         found.append(([t.Name().decode() for t in results], [t.Name().decode() for t in constants]))
     return found
 
