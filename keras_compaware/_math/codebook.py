@@ -46,7 +46,6 @@ def fit_uniform(values, levels, rounds=REFITS, start=None):
         return ops.sum(ops.square(difference), axis=-1, keepdims=True)
 
     scales = starting_scales(levels)
-    starts = ops.convert_to_tensor(scales, "float32")
 
     def try_start(index, state):
         best, error = state
@@ -56,6 +55,7 @@ def fit_uniform(values, levels, rounds=REFITS, start=None):
         return ops.where(better, scale, best), ops.where(better, tried, error)
 
     if start is None:
+        starts = ops.convert_to_tensor(scales, "float32")
         first = ops.ones_like(unit) * starts[0]
         state = ops.fori_loop(1, starts.shape[0], try_start, (first, error_of(first)))
     else:

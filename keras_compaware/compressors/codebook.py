@@ -173,9 +173,48 @@ class TernaryQuantization(_Grid):
         return codebook.fit_ternary(rows, mask)
 
 
+class _Levels(_PerRow):
+    """A compressor whose rows take few values, which `rounds` of a fit improve.
+
+    What the values are made of is the part `_levels` of a code, `_num_levels` numbers a row. If
+    the compressor `warm_starts`, a fit may begin with those of an earlier one. A subclass has
+    `_fit(rows, rounds, stored, start)`, which returns integer codes and the levels, and
+    `_code(codes, levels, **about)`.
+    """
+
+    def encode(self, w, previous=None, axes=None, mask=None):
+        return self._encode(w, axes, mask, previous=previous)
+
+    def basis_shape(self, shape, axes):
+        return (self._number_of_rows(shape, axes), self._num_levels) if self.warm_starts else None
+
+    def basis(self, w, axes=None):
+        if not self.warm_starts:
+            return super().basis(w, axes)
+        return self.encode(w, axes=axes).parts[self._levels]
+
+    def encode_on(self, basis, w, axes=None):
+        if not self.warm_starts:
+            return super().encode_on(basis, w, axes)
+        return self._encode(w, axes, rounds=min(self.rounds, codebook.REFRESHED), start=basis)
+
+    def _encode(self, w, axes, mask=None, previous=None, rounds=None, start=None):
+        dtype = w.dtype
+        w, axes, _ = as_kernel(w, axes)
+        shape = tuple(w.shape)
+        rows = self._to_rows(w, axes)
+        stored = None if mask is None else self._to_rows(mask, axes)
+        if previous is not None and self.warm_starts:
+            start = _start(previous, self._levels, self.basis_shape(shape, axes))
+        rounds = self.rounds if rounds is None else rounds
+        codes, levels = self._fit(rows, rounds, stored, start)
+        codes = codes if stored is None else ops.where(stored, codes, 0)
+        return self._code(codes, levels, shape=shape, dtype=dtype, axes=axes)
+
+
 @register
 @dataclasses.dataclass(frozen=True)
-class BinaryCodeQuantization(_PerRow):
+class BinaryCodeQuantization(_Levels):
     """Replaces every weight by a sum of few signed scales (binary codes, multi-bit quantization).
 
     The map is
@@ -232,43 +271,31 @@ class BinaryCodeQuantization(_PerRow):
     repeats = False
     keeps_zeros = False
 
+    _levels = "alphas"
+
+    @property
+    def _num_levels(self):
+        return self.bits
+
     @property
     def warm_starts(self):
         return self.fit == "alternating"
 
-    def encode(self, w, previous=None, axes=None, mask=None):
-        axes = as_kernel(w, axes)[1]
-        start = _start(previous, "alphas", self.basis_shape(tuple(w.shape), axes))
-        return self._encode(w, axes, self.rounds, start, mask)
+    def _fit(self, rows, rounds, stored, start):
+        return binary_codes.fit_binary(rows, self.bits, self.fit, rounds, stored, start)
 
-    def basis_shape(self, shape, axes):
-        return (self._number_of_rows(shape, axes), self.bits) if self.warm_starts else None
-
-    def basis(self, w, axes=None):
-        return self.encode(w, axes=axes).parts["alphas"]
-
-    def encode_on(self, basis, w, axes=None):
-        return self._encode(w, axes, min(self.rounds, codebook.REFRESHED), basis)
-
-    def _encode(self, w, axes, rounds, start, mask=None):
-        dtype = w.dtype
-        w, axes, _ = as_kernel(w, axes)
-        rows = self._to_rows(w, axes)
-        stored = None if mask is None else self._to_rows(mask, axes)
-        codes, alphas = binary_codes.fit_binary(rows, self.bits, self.fit, rounds, stored, start)
-        codes = codes if stored is None else ops.where(stored, codes, 0)
+    def _code(self, codes, levels, **about):
+        shape, axes = about["shape"], about["axes"]
         planes = [
-            self._from_rows(binary_codes.plane(codes, number), w.shape, axes)
+            self._from_rows(binary_codes.plane(codes, number), shape, axes)
             for number in range(self.bits)
         ]
         return Code(
-            parts={"planes": ops.stack(planes), "alphas": alphas},
+            parts={"planes": ops.stack(planes), "alphas": levels},
             bits={"planes": 1, "alphas": 32},
             payload={},
-            shape=tuple(w.shape),
-            dtype=dtype,
-            axes=axes,
             entrywise=("planes",),
+            **about,
         )
 
     def decode(self, code):
@@ -282,7 +309,7 @@ class BinaryCodeQuantization(_PerRow):
 
 @register
 @dataclasses.dataclass(frozen=True)
-class WeightClustering(_PerRow):
+class WeightClustering(_Levels):
     """Replaces every weight by the nearest of k values that are fitted to the weights (k-means).
 
     The map is
@@ -315,42 +342,28 @@ class WeightClustering(_PerRow):
 
     warm_starts = True
     keeps_zeros = False
+    _levels = "codebook"
+
+    @property
+    def _num_levels(self):
+        return self.num_clusters
 
     def __post_init__(self):
         self._check_integer("num_clusters", 2, 65536)
         super().__post_init__()
         check_integer(type(self).__name__, "rounds", self.rounds, 0)
 
-    def encode(self, w, previous=None, axes=None, mask=None):
-        axes = as_kernel(w, axes)[1]
-        start = _start(previous, "codebook", self.basis_shape(tuple(w.shape), axes))
-        return self._encode(w, axes, self.rounds, start, mask)
+    def _fit(self, rows, rounds, stored, start):
+        return codebook.fit_clusters(rows, self.num_clusters, rounds, stored, start)
 
-    def basis_shape(self, shape, axes):
-        return (self._number_of_rows(shape, axes), self.num_clusters)
-
-    def basis(self, w, axes=None):
-        return self.encode(w, axes=axes).parts["codebook"]
-
-    def encode_on(self, basis, w, axes=None):
-        return self._encode(w, axes, min(self.rounds, codebook.REFRESHED), basis)
-
-    def _encode(self, w, axes, rounds, start, mask=None):
-        dtype = w.dtype
-        w, axes, _ = as_kernel(w, axes)
-        rows = self._to_rows(w, axes)
-        stored = None if mask is None else self._to_rows(mask, axes)
-        codes, levels = codebook.fit_clusters(rows, self.num_clusters, rounds, stored, start)
-        codes = codes if stored is None else ops.where(stored, codes, 0)
-        codes = ops.cast(self._from_rows(codes, w.shape, axes), self._code_dtype)
+    def _code(self, codes, levels, **about):
+        codes = self._from_rows(codes, about["shape"], about["axes"])
         return Code(
-            parts={"codes": codes, "codebook": levels},
+            parts={"codes": ops.cast(codes, self._code_dtype), "codebook": levels},
             bits={"codes": (self.num_clusters - 1).bit_length(), "codebook": 32},
             payload={"codebook": KernelAxes(inputs=(1,), outputs=(0,))},
-            shape=tuple(w.shape),
-            dtype=dtype,
-            axes=axes,
             entrywise=("codes",),
+            **about,
         )
 
     def decode(self, code):
@@ -365,12 +378,9 @@ class WeightClustering(_PerRow):
 
 
 def _start(previous, name, shape):
-    """Returns the part of an earlier code from which a fit may start, or None without one.
-
-    A shape of None says that the fit starts from nothing earlier.
-    """
-    part = None if previous is None or shape is None else previous.parts[name]
-    if part is None or isinstance(part, Code):
+    """Returns the part of an earlier code from which a fit may start, or None if it is a code."""
+    part = previous.parts[name]
+    if isinstance(part, Code):
         return None
     if tuple(part.shape) != shape:
         raise ValueError(

@@ -216,18 +216,18 @@ class Compressed(keras.layers.Wrapper):
 
     def _compressed(self, w, axes, basis):
         compressor = self.compressor
+        w = ops.stop_gradient(w)  # the gradient goes around the compressor
         if basis is None:
             return compressor(w, axes=axes)
         basis = ops.cast(basis, "float32")
         fitted = ops.any(basis != 0)
+
+        def on_basis():
+            return compressor.decode(compressor.encode_on(basis, w, axes))
+
         if compressor.needs_decomposition:
-            return ops.where(fitted, compressor.decode(compressor.encode_on(basis, w, axes)), w)
-        w = ops.stop_gradient(w)  # as loops of the fits need it
-        return ops.cond(
-            fitted,
-            lambda: compressor.decode(compressor.encode_on(basis, w, axes)),
-            lambda: compressor(w, axes=axes),
-        )
+            return ops.where(fitted, on_basis(), w)
+        return ops.cond(fitted, on_basis, lambda: compressor(w, axes=axes))
 
 
 def _refuse_unsuitable(compressor):
