@@ -68,8 +68,8 @@ for backend in $(BACKENDS); do \
   markers='$(1)'; test $$backend = tensorflow || markers="$$markers and not tensorflow"; \
   markers="$$markers$$others"; others=' and not once'; \
   echo "== $$backend: pytest -m \"$$markers\""; \
-  status=0; flags=; test $$backend != jax || flags="$(JAX_XLA_FLAGS)"; \
-  env XLA_FLAGS="$$XLA_FLAGS $$flags" KERAS_BACKEND=$$backend COVERAGE_FILE=.coverage.$$backend \
+  status=0; flags="$$XLA_FLAGS"; test $$backend != jax || flags="$(JAX_XLA_FLAGS) $$flags"; \
+  env XLA_FLAGS="$$flags" KERAS_BACKEND=$$backend COVERAGE_FILE=.coverage.$$backend \
     OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
     $(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m "$$markers" $(2) tests $$once $(PYTEST_ARGS) || status=$$?; \
   once=; \
