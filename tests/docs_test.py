@@ -64,9 +64,18 @@ def tables():
         table.update(entries)
 
 
+# These take half a minute each.
+LONG = {ROOT / "docs/export.md", ROOT / "docs/from_tfmot.md"}
+
+
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
-    "path", filter(has_code, DOCUMENTS), ids=lambda path: path.relative_to(ROOT).as_posix()
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if path in LONG else [])
+        for path in filter(has_code, DOCUMENTS)
+    ],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_code_blocks_run_and_print_what_is_shown(path, tmp_path, monkeypatch, tables):
     monkeypatch.chdir(tmp_path)

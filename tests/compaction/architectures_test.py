@@ -43,7 +43,7 @@ OTHERS = {
     "nested_two_deep": networks.nested,
 }
 FAST = {
-    "tensorflow": {"MobileNetV2", *OTHERS},
+    "tensorflow": OTHERS,
     "torch": {"MobileNetV2", *OTHERS},
     "jax": {"two_inputs", "shared_layer"},
 }[BACKEND]

@@ -514,6 +514,7 @@ def test_digits_in_a_folder_that_cannot_be_made(tfds, tmp_path):
         load("digits", data_dir=tmp_path / "file", cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.slow  # 20 seconds
 def test_processes_that_load_the_digits_at_once_all_end_well(tfds, places):
     program = "import sys\nfrom keras_compaware.data import load\n"
     program += 'print(load("digits", data_dir=sys.argv[1], cache_dir=sys.argv[2]))'
