@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import tempfile
+import types
 
 import keras
 import numpy as np
@@ -12,7 +13,72 @@ from keras_compaware._graph import has_graph
 
 def copy_model(model):
     """Returns an independent copy of a model: architecture, weights and compiled state."""
-    return copy.deepcopy(model)
+    with what_it_is_compiled_with(model, check=False):  # it copies lambdas as well
+        return copy.deepcopy(model)
+
+
+@contextlib.contextmanager
+def what_it_is_compiled_with(model, check=True):
+    """Within it, Keras finds the functions and classes by which a model was compiled.
+
+    A new model is compiled from the configuration of the old one. That holds the mere names of
+    losses, metrics and schedules of one's own, which need not be registered: they are at hand.
+
+    Raises:
+        ValueError: If something cannot be made from its configuration even so, as lambdas, unless
+            `check` is False.
+    """
+    parts = [part for part in model._flatten_layers() if getattr(part, "compiled", False)]
+    named = {}
+    for part in parts:
+        _collect(vars(getattr(part, "_compile_config", None) or part.optimizer), named)
+    # A scope of custom objects would hide the caller's.
+    known = keras.saving.get_custom_objects()
+    added = {name: value for name, value in named.items() if name not in known}
+    known.update(added)
+    try:
+        for part in parts if check else ():
+            _check_compiles(part)
+        yield
+    finally:
+        for name in added:
+            known.pop(name, None)
+
+
+_COMPILED = (
+    keras.Loss,
+    keras.Metric,
+    keras.Optimizer,
+    keras.optimizers.schedules.LearningRateSchedule,
+)
+
+
+def _collect(value, named, depth=4):
+    """Adds the functions and classes outside Keras that stand in a value, by their names."""
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _collect(item, named, depth)
+        return
+    is_function = isinstance(value, types.FunctionType)
+    kind = value if is_function else type(value)
+    if is_function or isinstance(value, _COMPILED):
+        if not kind.__module__.startswith("keras."):
+            named.setdefault(kind.__name__, kind)
+        if not is_function and depth:
+            _collect(vars(value), named, depth - 1)
+
+
+def _check_compiles(model):
+    try:
+        keras.saving.deserialize_keras_object(model.get_compile_config())
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"What the model '{model.name}' is compiled with cannot be made again from its "
+            "configuration, so that the new model cannot be compiled likewise. Compile it with "
+            "named functions in place of lambdas, and with classes whose get_config() returns the "
+            "arguments of their constructors; or compile it anew without them, as by "
+            f"model.compile(). The cause: {str(error)[:300]}"
+        ) from error
 
 
 def clone(model, change):
@@ -54,7 +120,7 @@ def clone(model, change):
     def enter(nested):
         return keras.models.clone_model(nested, clone_function=clone_function, recursive=True)
 
-    with contextlib.ExitStack() as stack:
+    with what_it_is_compiled_with(model), contextlib.ExitStack() as stack:
         cloned = enter(model)
     for old, new in copies:
         copy_weights(old, new)

@@ -3,7 +3,7 @@
 import keras
 
 from keras_compaware.base import PACKAGE, Compressor, ProximalRegularizer
-from keras_compaware.compaction.rebuild import copy_weights
+from keras_compaware.compaction.rebuild import copy_weights, what_it_is_compiled_with
 from keras_compaware.layers import Compressed
 
 
@@ -54,7 +54,8 @@ def compile_plainly(model):
     config = model.get_compile_config()
     plain = _without_wrapper(config)
     if plain != config:
-        model.compile_from_config(plain)
+        with what_it_is_compiled_with(model):
+            model.compile_from_config(plain)
 
 
 def _without_wrapper(value):

@@ -11,11 +11,16 @@ from keras_compaware import (
     GroupLasso,
     LowRank,
     MagnitudePruning,
+    Recipe,
+    Rule,
+    StraightThrough,
     Tucker2,
     UniformQuantization,
     compact,
     find_targets,
+    shrink,
 )
+from keras_compaware.compaction.rebuild import copy_model
 from keras_compaware.measure import macs, parameters
 
 BACKEND = keras.backend.backend()
@@ -336,6 +341,62 @@ def test_a_compiled_model_stays_compiled_and_trains():
     small.fit(x, y, epochs=3, verbose=0)
     assert small.evaluate(x, y, verbose=0)[0] < before
     assert not compact(single(keras.layers.Dense(3), (4,))).model.compiled
+
+
+class Halved(keras.optimizers.schedules.LearningRateSchedule):
+    """Not registered with Keras, as the loss and the metric below."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, step):
+        return self.rate / 2
+
+    def get_config(self):
+        return {"rate": self.rate}
+
+
+class Squares(keras.Loss):
+    def call(self, y_true, y_pred):
+        return keras.ops.square(y_true - y_pred)
+
+
+def largest(y_true, y_pred):
+    return keras.ops.max(keras.ops.abs(y_true - y_pred), axis=-1)
+
+
+def smaller(kind, model):
+    if kind == "compact":
+        return compact(model).model
+    if kind == "shrink":
+        return shrink(model, {"a": [0, 1]})
+    wrap = Recipe([Rule("a", StraightThrough(LowRank(rank=2)))]).wrap
+    return wrap(model) if kind == "wrap" else copy_model(model)
+
+
+@pytest.mark.parametrize("kind", ["compact", "shrink", "wrap", "copy"])
+@pytest.mark.parametrize("loss", [Squares(), largest], ids=["class", "function"])
+def test_what_a_model_is_compiled_with_need_not_be_registered(loss, kind):
+    layers = [keras.layers.Dense(4, name="a"), keras.layers.Dense(2, name="b")]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    model.compile(keras.optimizers.SGD(Halved(0.5)), loss, metrics=[largest])
+    new = smaller(kind, model)
+    assert float(array(new.optimizer.learning_rate)) == 0.25
+    x, y = data((8,)), data((2,))
+    names = ["loss", "largest"]
+    assert sorted(new.evaluate(x, y, verbose=0, return_dict=True)) == sorted(names)
+
+
+@pytest.mark.filterwarnings("ignore:.*lambda")
+@pytest.mark.parametrize("kind", ["compact", "shrink", "wrap"])
+def test_lambdas_that_a_model_is_compiled_with(kind):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a")])
+    model.add(keras.layers.Dense(2, name="b"))
+    model.compile("sgd", lambda y_true, y_pred: keras.ops.mean(y_pred))
+    with pytest.raises(ValueError, match=r"named functions in place of lambdas"):
+        smaller(kind, model)
+    model.compile()
+    assert smaller(kind, model).compiled
 
 
 def test_frozen_layers_stay_frozen():
