@@ -20,7 +20,7 @@ DATA_DIR_VARIABLE = "KERAS_COMPAWARE_DATA_DIR"
 # Tests of what hardly touches the backend, below this folder; `make test` runs them on one.
 ONCE = (
     *("architecture_test.py", "docs_test.py", "files_test.py", "benchmarks*_test.py"),
-    *("data/*", "reporting/*", "cli/*"),
+    *("data/*", "models/*", "reporting/*", "cli/*"),
     *("search/grid_test.py", "search/results_test.py", "search/summary_test.py"),
     *("reliability/data_files_test.py", "reliability/model_files_test.py"),
     *("reliability/faults_test.py", "reliability/interruption_test.py"),

@@ -234,6 +234,7 @@ def test_a_layer_of_another_kind_inside_both_directions():
         assert compact(model).rows[0].note == ("as it is: it runs a layer of another kind (Own)")
 
 
+@slow_on_jax
 @pytest.mark.parametrize("both", [False, True], ids=["one direction", "both"])
 def test_the_factors_of_codes_are_taken(both):
     layer = recurrent("GRU", 30)

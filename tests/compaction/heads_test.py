@@ -89,6 +89,7 @@ def test_law(make):
     assert channel_spaces(small)[HEADS].size == 3
 
 
+@slow_on_jax
 def test_law_in_float32():
     spaces, keep, _ = check_law(networks.encoder(), 1e-3)
     assert HEADS in keep

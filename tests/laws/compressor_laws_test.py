@@ -283,7 +283,10 @@ def test_plain_arrays_of_awkward_shapes_and_values(case, shape):
 
 
 @cases
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param("float16", marks=[pytest.mark.slow] * ON_JAX), "bfloat16", "float64"],
+)
 def test_shape_and_dtype_are_kept(case, dtype):
     w = np.random.default_rng(2).normal(size=(13, 11))
     tensor = ops.convert_to_tensor(w.astype("float64" if dtype == "float64" else "float32"))

@@ -9,6 +9,7 @@ import pytest
 from keras_compaware import LowRank, UniformQuantization, compress, find_targets
 from keras_compaware.layers import LowRankGRUCell, LowRankLSTMCell, LowRankSimpleRNNCell
 from keras_compaware.measure import macs, parameters
+from tests.marks import slow_on_jax
 
 layers = keras.layers
 BACKEND = keras.backend.backend()
@@ -107,6 +108,7 @@ def test_fresh_kernels_are_orthogonal():
     np.testing.assert_allclose(values, [1, 1, 0, 0, 0, 0], atol=1e-5)
 
 
+@slow_on_jax
 @pytest.mark.parametrize("kind", PAIRS)
 def test_training_and_compressing_further(kind):
     cell = PAIRS[kind][0](8, rank=4)

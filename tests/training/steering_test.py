@@ -70,6 +70,7 @@ def test_the_wanted_channels_are_dead_and_stay_so(lasso):
     assert sum(row.after for row in small.channels) == 19
 
 
+@slow_on_jax
 def test_parameters_of_channels():
     recipe = steered(kc.GroupLasso(1.0), parameters=0.5, end=30)
     model = compiled(recipe)
