@@ -21,6 +21,7 @@ from typing import Any
 import keras
 
 import keras_compaware as kc
+from keras_compaware import data
 
 _PACKAGES = ("keras", "numpy", "tensorflow", "jax", "torch", "ai-edge-litert")
 
@@ -53,6 +54,31 @@ def _processor() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+class Steps(keras.utils.PyDataset):
+    """Exactly so many batches, pass after pass over a split, each in an order of its own.
+
+    They are one epoch of `fit` with shuffle=False. With `steps_per_epoch`, an epoch of `fit` would
+    end early wherever a pass ends within it.
+
+    Args:
+        batches: The batches of a split, at the epoch of the first pass.
+        steps: Number of batches.
+    """
+
+    def __init__(self, batches: data.Batches, steps: int) -> None:
+        super().__init__()
+        self._batches, self._steps, self._first = batches, steps, batches.epoch
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, index: int) -> tuple:
+        passed, within = divmod(index, len(self._batches))
+        if self._batches.epoch != self._first + passed:
+            self._batches.epoch = self._first + passed
+        return self._batches[within]
 
 
 def peak_of(call: Callable[[], Any]) -> tuple[Any, int | None]:

@@ -8,11 +8,12 @@ import pytest
 from keras import layers
 
 import keras_compaware as kc
-from benchmarks.common import environment, table, write_results
+from benchmarks.common import Steps, environment, table, write_results
 from benchmarks.deploy import run as deploy
 from benchmarks.latency import run as latency
 from benchmarks.shrink_speed import run as shrink_speed
 from benchmarks.sparse_files import run as sparse_files
+from keras_compaware import data
 
 
 def build(name="net"):
@@ -34,6 +35,20 @@ def test_environment_and_results(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["results.json"]
     assert results["environment"]["versions"]["keras"] == keras.__version__
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_a_training_has_as_many_steps_as_it_says():
+    split = data.Split(np.zeros((10, 8, 8, 1), "uint8"), np.arange(10))
+    batches = Steps(data.batches(split, 4, seed=0, epoch=5), 8)
+    passes = [data.batches(split, 4, seed=0, epoch=epoch) for epoch in (5, 6, 7)]
+    expected = [labels for one in passes for _, labels in one]
+    for index in range(8):
+        np.testing.assert_array_equal(batches[index][1], expected[index])
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten()])
+    model.add(layers.Dense(10, activation="softmax"))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.fit(batches, shuffle=False, verbose=0)
+    assert int(model.optimizer.iterations) == 8
 
 
 def test_a_share_of_every_space_is_removed():

@@ -27,7 +27,15 @@ import keras
 import numpy as np
 
 import keras_compaware as kc
-from benchmarks.common import compressed, environment, kept, median_ratio, table, write_results
+from benchmarks.common import (
+    Steps,
+    compressed,
+    environment,
+    kept,
+    median_ratio,
+    table,
+    write_results,
+)
 from benchmarks.deploy.toolkit import BATCH_SIZE, SPARSITY
 from benchmarks.deploy.toolkit import FILES as TOOLKIT_FILES
 from keras_compaware import data, measure, models
@@ -58,16 +66,8 @@ def fitted(model, dataset, steps: int, rate: float, epoch: int, recipe=None) -> 
         model, optimizer = recipe.wrap(model), recipe.optimizer(optimizer)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     callbacks = [] if recipe is None else recipe.callbacks(model)
-    batches = augmented(dataset, epoch)
-    epochs = -(-steps // len(batches))
-    model.fit(
-        batches,
-        epochs=epochs,
-        steps_per_epoch=steps // epochs,
-        shuffle=False,
-        callbacks=[*callbacks, data.FollowEpoch(batches)],
-        verbose=2,
-    )
+    batches = Steps(augmented(dataset, epoch), steps)
+    model.fit(batches, shuffle=False, callbacks=callbacks, verbose=2)
     return model
 
 

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 
 import keras_compaware as kc
-from benchmarks.common import add_settings, kept, read_results, run_arms, settings_of, table
+from benchmarks.common import Steps, add_settings, kept, read_results, run_arms, settings_of, table
 from keras_compaware import data, models
 
 NETWORKS = {"resnet_32": "ResNet-32", "resnet_20": "ResNet-20"}
@@ -93,7 +93,7 @@ def fit(
     epoch: int,
     recipe: kc.Recipe | None = None,
 ) -> tuple[keras.Model, list[float]]:
-    """Trains by SGD as residual networks are trained, in epochs of equally many steps.
+    """Trains by SGD as residual networks are trained.
 
     Returns:
         The model, and the mean distortion of every firing.
@@ -108,17 +108,9 @@ def fit(
         model, optimizer = recipe.wrap(model), recipe.optimizer(optimizer)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     callbacks = [] if recipe is None else recipe.callbacks(model)
-    order = batches(dataset, settings, epoch)
-    epochs = -(-steps // len(order))
-    model.fit(
-        order,
-        initial_epoch=epoch,
-        epochs=epoch + epochs,
-        steps_per_epoch=steps // epochs,  # so that it is one call, which ends with one compression
-        shuffle=False,
-        callbacks=[*callbacks, data.FollowEpoch(order)],
-        verbose=2,
-    )
+    # One call and one epoch, which ends with one compression.
+    order = Steps(batches(dataset, settings, epoch), steps)
+    model.fit(order, shuffle=False, callbacks=callbacks, verbose=2)
     firings = callbacks[0].firings if callbacks else []
     return model, [float(np.mean(list(f.distortion.values()))) for f in firings if f.distortion]
 
