@@ -249,7 +249,7 @@ def run(arm: str, target: float, start: keras.Model, dataset, steps: int) -> dic
             seconds.append(time.perf_counter() - began)
         sizes = {"macs": measure.macs(small), "parameters": measure.parameters(small)}
         found = tuned_in_keras(small, dataset, steps)
-    return {"seconds": seconds, **sizes, **found}
+    return {"cut_seconds": seconds, **sizes, **found}
 
 
 def sizes_in_torch(network) -> dict:
@@ -290,7 +290,7 @@ def summary(results: dict) -> str:
                     f"{entry['before']:.2%}",
                     f"{entry['after']:.2%}",
                     *_sizes(entry),
-                    f"{statistics.median(entry['seconds']):.2f}",
+                    f"{statistics.median(entry['cut_seconds']):.2f}",
                 ]
             )
     header = ["MACs left: how", "cut, recalibrated", "trained further", "MACs, M", "parameters"]

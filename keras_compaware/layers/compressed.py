@@ -1,8 +1,11 @@
 """A layer that runs with compressed kernels and learns the latent ones."""
 
+import functools
+
 import keras
 from keras import ops
 
+from keras_compaware._math.backend import compiled
 from keras_compaware.base import Chain, Compressor, check_alpha, check_integer, register
 from keras_compaware.kernels import find_targets, reason_to_skip
 
@@ -145,7 +148,7 @@ class Compressed(keras.layers.Wrapper):
     def refresh(self):
         """Fits the bases to the present kernels. Not inside a training step."""
         for target, basis in zip(self.targets or [], self.bases, strict=False):
-            basis.assign(self.compressor.basis(target.read(), target.axes))
+            basis.assign(_basis_map(self.compressor, target.axes)(target.read()))
 
     def blend(self, step):
         """Sets the share of the latent kernel to what the ramp says after an optimizer step."""
@@ -245,6 +248,12 @@ def _refuse_unsuitable(compressor):
             "from one refreshment to the next. Give a rank or a ratio, or compress by Every(...), "
             "which keeps the rank of its first firing."
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _basis_map(compressor, axes):
+    """The whole fit, compiled once: on JAX, loops are compiled at each call otherwise."""
+    return compiled(lambda kernel: compressor.basis(kernel, axes))
 
 
 def compressed_layers(model):
