@@ -4,12 +4,7 @@ import keras
 import numpy as np
 
 from keras_compaware._graph import flat_inputs, has_graph, input_layers, trace
-from keras_compaware.compaction.rebuild import (
-    copy_adapted,
-    made_anew,
-    what_it_is_compiled_with,
-    zeros_at_first,
-)
+from keras_compaware.compaction.rebuild import copy_adapted, made_anew, zeros_at_first
 from keras_compaware.compaction.strip import compile_plainly, plain_config
 from keras_compaware.coupling import analyse
 from keras_compaware.coupling.flow import rule_for
@@ -79,9 +74,7 @@ def shrink(model, keep, optimizer=False, allow_inexact=False):
     if not all(_shapes_are_certain(call.operation) for call in analysis.graph.calls):
         _check_runs(model, small, whole)
     if model.compiled:
-        with what_it_is_compiled_with(model):
-            small.compile_from_config(model.get_compile_config())
-        compile_plainly(small)
+        compile_plainly(small, like=model)
         if slots:
             rebuilder.copy_slots(model, small, slots)
     return small

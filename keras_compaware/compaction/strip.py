@@ -49,12 +49,13 @@ def _is_ours(value):
     return isinstance(found, type) and issubclass(found, kinds)
 
 
-def compile_plainly(model):
-    """Compiles a compiled model again, without the optimizer wrapper of a recipe."""
-    config = model.get_compile_config()
+def compile_plainly(model, like=None):
+    """Compiles a model as another one, or itself, is: without a recipe's optimizer wrapper."""
+    source = model if like is None else like
+    config = source.get_compile_config()
     plain = _without_wrapper(config)
-    if plain != config:
-        with what_it_is_compiled_with(model):
+    if like is not None or plain != config:
+        with what_it_is_compiled_with(source):
             model.compile_from_config(plain)
 
 
