@@ -371,7 +371,7 @@ def measure_decomposition(name: str, matrix: np.ndarray, repeats: int) -> dict:
     entry["cold_seconds"], factors = _seconds(cold, w, repeats=repeats)
     least = np.linalg.norm(keras.ops.convert_to_numpy(values)[0, rank:].astype("float64"))
     entry["cold_error"] = _error(matrix, factors) / least
-    held = compiled(lambda w: truncation.attempt(w, rank, truncation.krylov_space)[0])
+    held = compiled(lambda w: truncation.attempt(w, rank)[0])
     entry["cold_held"] = bool(keras.ops.convert_to_numpy(held(w)))
 
     before = np.matmul(*map(keras.ops.convert_to_numpy, factors))[0]

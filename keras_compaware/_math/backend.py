@@ -70,6 +70,14 @@ def calls_cost_time():
     return keras.backend.backend() == "tensorflow"
 
 
+def sums_take_no_memory():
+    """Whether a sum over what is computed of a large tensor needs no temporary of its size.
+
+    JAX: the compiler puts both into one loop.
+    """
+    return keras.backend.backend() == "jax"
+
+
 def shapes_may_vary():
     """Whether what is computed here may have shapes that depend on values.
 

@@ -11,8 +11,8 @@ EXCESS = 1e-3
 """How far the error of an approximation may lie above the least one, as a fraction of it."""
 
 PROBES = 16
-BLOCKS = 6
-POWERS = {False: 2, True: 6}  # in a subspace of just the rank, and in a larger one
+WARM = (2, 0.35)  # degree of the polynomial of `certified`, and where it starts to grow
+COLD = ((9, (5, 0.6)), (16, (8, 0.75)))  # blocks of the Krylov spaces, and their polynomials
 _ROUNDING = 1e-5  # of the norm: a smaller error counts as none
 _OVERLAP = 1e-4  # of the vectors of an orthonormal basis
 _LEAST_WIDTH = 16
@@ -30,7 +30,8 @@ def truncated(matrix, rank, previous=None):
         iteration from the earlier subspace, by three products with the matrix. If it does not
         hold,
     2.  if rank <= n / 8 and n >= 512: a block Krylov space of 3 rank dimensions, and of at least
-        96, from a random start (Musco & Musco, 2015). If it does not hold,
+        144, from a random start (Musco & Musco, 2015), and if that does not hold, continued to 5
+        rank dimensions, which serve flat spectra as well. If neither holds,
     3.  the singular value decomposition.
 
     The first two hold if `certified` finds that the error is at most 0.1 % above the least one, or
@@ -51,7 +52,7 @@ def truncated(matrix, rank, previous=None):
 
     find = exact
     if smaller >= _COLD_SIZE and 8 * rank <= smaller:
-        find = _first(lambda: attempt(matrix, rank, krylov_space), find)
+        find = _first(lambda: attempt(matrix, rank), find)
     if previous is not None and smaller >= _WARM_SIZE and 4 * rank <= smaller:
         find = _first(lambda: attempt_from(matrix, rank, previous), find)
     return find()
@@ -68,90 +69,102 @@ def _first(attempted, otherwise):
 
 
 def attempt_from(matrix, rank, previous):
-    """As `attempt`, in the subspace that earlier factors are mapped to."""
-    longer = previous[0] if matrix.shape[-2] >= matrix.shape[-1] else _turned(previous[1])
-
-    def space(forward, backward, number, size, rank):
-        return subspace(forward, backward, longer)
-
-    return attempt(matrix, rank, space)
-
-
-def attempt(matrix, rank, space):
-    """Returns `(whether it holds for all matrices, left, right)` of the best in a space.
-
-    Args:
-        matrix: Tensor (s, m, n).
-        rank: Integer.
-        space: Function such as `krylov_space`.
-    """
-    number, rows, columns = matrix.shape
-    is_wide = rows < columns
-    highest, lowest = (
-        extreme(matrix, axis=(-2, -1), keepdims=True) for extreme in (ops.max, ops.min)
-    )
-    size = ops.maximum(highest, -lowest)  # no temporary of the matrix's size
-    unit = ops.where(size > 0, size, 1.0)  # squares neither overflow nor vanish
-
-    def times(x):
-        return ops.matmul(matrix, x) / unit
-
-    def transposed_times(x):
-        return _turned(ops.matmul(_turned(x), matrix)) / unit
-
-    forward, backward = (transposed_times, times) if is_wide else (times, transposed_times)
-    spanned = space(forward, backward, number, min(rows, columns), rank)
-    holds, image, basis = certified(forward, backward, *spanned, rank)
-    root = ops.sqrt(ops.sqrt(ops.sum(ops.square(image), axis=-2, keepdims=True)))
-    image = image / ops.where(root > 0, root, 1.0) * ops.sqrt(unit)
-    basis = basis * root * ops.sqrt(unit)
-    factors = (basis, _turned(image)) if is_wide else (image, _turned(basis))
-    return ops.all(holds), *factors
-
-
-def subspace(forward, backward, start):
-    """Returns `(basis (s, n, l), its image, the image's image)` of what a start is mapped to.
-
-    Args:
-        forward: Function x -> W x.
-        backward: Function y -> W^T y.
-        start: Tensor (s, m, l).
-    """
-    mapped = backward(_scaled(start))
+    """Returns `(whether it holds for all matrices, left, right)` from earlier factors."""
+    problem = _Problem(matrix)
+    longer = _turned(previous[1]) if problem.is_wide else previous[0]
+    mapped = problem.backward(_scaled(longer))
     basis = _orthonormal(mapped) * _filled(mapped)
-    image = forward(basis)
-    return basis, image, backward(image)
+    return problem.factors(*certified(problem.forward, problem.backward, basis, rank, WARM))
 
 
-def krylov_space(forward, backward, number, size, rank):
-    """Returns `(basis (s, n, l), its image, the image's image)` of a block Krylov space.
+def attempt(matrix, rank):
+    """Returns `(whether it holds for all matrices, left, right)` from a random start."""
+    problem = _Problem(matrix)
+    forward, backward = problem.forward, problem.backward
+    width = max(_LEAST_WIDTH, 8 * round(rank / 24))  # products are fast at multiples of 8
+    (few, polynomial), (many, slow_polynomial) = COLD
+    number = min(few * width, rank + max(_LEAST_WIDTH, rank // 2))
+    start = keras.random.normal((matrix.shape[0], min(matrix.shape[1:]), width), seed=1)
+    basis, gram, following = krylov_space(forward, backward, start, few)
+    found = certified(forward, backward, leading(basis, gram, number), rank, polynomial)
 
-    Six blocks of half the rank, and of at least 16; each is W^T W times the one before, made
-    orthogonal to all before.
+    def longer():
+        basis_, gram_, _ = krylov_space(forward, backward, (basis, gram, following), many)
+        return certified(forward, backward, leading(basis_, gram_, number), rank, slow_polynomial)
+
+    return problem.factors(*ops.cond(ops.all(found[0]), lambda: found, longer))
+
+
+class _Problem:
+    """A stack of matrices of entries of at most one, standing upright, by its products alone."""
+
+    def __init__(self, matrix):
+        self.matrix, self.is_wide = matrix, matrix.shape[-2] < matrix.shape[-1]
+        highest, lowest = (
+            extreme(matrix, axis=(-2, -1), keepdims=True) for extreme in (ops.max, ops.min)
+        )
+        size = ops.maximum(highest, -lowest)  # no temporary of the matrix's size
+        self.unit = ops.where(size > 0, size, 1.0)  # squares neither overflow nor vanish
+
+    def forward(self, x):
+        return self._transposed_times(x) if self.is_wide else self._times(x)
+
+    def backward(self, y):
+        return self._times(y) if self.is_wide else self._transposed_times(y)
+
+    def _times(self, x):
+        return ops.matmul(self.matrix, x) / self.unit
+
+    def _transposed_times(self, x):
+        return _turned(ops.matmul(_turned(x), self.matrix)) / self.unit
+
+    def factors(self, holds, image, basis):
+        """Returns `(whether all hold, left, right)` of the approximation image basis^T."""
+        root = ops.sqrt(ops.sqrt(ops.sum(ops.square(image), axis=-2, keepdims=True)))
+        image = image / ops.where(root > 0, root, 1.0) * ops.sqrt(self.unit)
+        basis = basis * root * ops.sqrt(self.unit)
+        factors = (basis, _turned(image)) if self.is_wide else (image, _turned(basis))
+        return ops.all(holds), *factors
+
+
+def krylov_space(forward, backward, start, blocks):
+    """Returns `(basis (s, n, l), basis^T A basis, next block)` of a block Krylov space.
+
+    Each block is A = W^T W times the one before, made orthogonal to all before (block Lanczos with
+    full orthogonalisation).
 
     Args:
         forward: Function x -> W x.
         backward: Function y -> W^T y.
-        number: Number of matrices s.
-        size: The size n.
-        rank: The rank that the space must serve.
+        start: Tensor (s, n, width), or a shorter space that is continued.
+        blocks: Number of blocks; l is `blocks` times the width.
     """
-    width = max(_LEAST_WIDTH, -(-rank // 2))
-    new = backward(forward(keras.random.normal((number, size, width), seed=1)))
-    filled = _filled(new)
-    basis = _orthonormal(new) * filled
-    images, backs = [], []
-    for block in range(BLOCKS):
-        if block:
-            for _ in range(2):  # once leaves what rounding has mixed in
-                new = _orthonormal(new - _projected(basis, new)) * filled
-            basis = ops.concatenate([basis, new], axis=-1)
-        images.append(forward(basis[..., -width:]))
-        backs.append(new := backward(images[-1]))
-    return basis, ops.concatenate(images, axis=-1), ops.concatenate(backs, axis=-1)
+    if isinstance(start, tuple):
+        basis, gram, new = start
+    else:
+        new = backward(forward(start))
+        new = _orthonormal(new) * _filled(new)
+        basis, gram = new[..., :0], ops.matmul(_turned(new[..., :0]), new[..., :0])
+    width = new.shape[-1]
+    for _ in range(basis.shape[-1] // width, blocks):
+        basis = ops.concatenate([basis, new], axis=-1)
+        mapped = backward(forward(new))
+        filled = _filled(mapped)
+        column = ops.matmul(_turned(basis), mapped)
+        row = _turned(column[..., :-width, :])
+        gram = ops.concatenate([ops.concatenate([gram, row], axis=-2), column], axis=-1)
+        new = _orthonormal(mapped - ops.matmul(basis, column)) * filled
+        # Once leaves what rounding has mixed in.
+        new = _orthonormal(new - _projected(basis, new)) * filled
+    return basis, gram, new
 
 
-def certified(forward, backward, basis, image, back, rank):
+def leading(basis, gram, number):
+    """Returns the basis (s, n, number) of the leading Ritz vectors in a subspace."""
+    return ops.matmul(basis, _leading((gram + _turned(gram)) / 2, number))
+
+
+def certified(forward, backward, basis, rank, polynomial):
     """Returns `(holds (s,), image (s, m, rank), basis (s, n, rank))` of the best in a subspace.
 
     The approximation W V V^T, with the leading Ritz vectors V of A = W^T W in the subspace, has the
@@ -171,22 +184,25 @@ def certified(forward, backward, basis, image, back, rank):
     sum_i h_i + ||K U||^2 / s with the leading eigenvectors U of M (convexity).
 
     What is random: of 16 Gaussian vectors x orthogonal to the subspace, one has x_1^2 > pi / 8
-    along the leading eigenvector of C except with probability 2^-16, so that c can be taken from
-    c^2p = max ||C^p x||^2 * 8 / pi (after Dixon, 1983; Halko et al., 2011); and the mean of
-    ||W x||^2 is more than three times what it estimates, the squared error outside the subspace,
-    with probability below 5e-5 (a chi-squared variable of 16 degrees, if one direction has all of
-    it). Together these fail with probability below 1e-4. The vectors are fixed: this holds for
-    matrices that do not depend on them.
+    along the leading eigenvector of C except with probability 2^-16. A Chebyshev polynomial T_d
+    that is bounded by one up to b has grown beyond it to what
+    max ||T_d(2 C / b - 1) x|| * sqrt(8 / pi) allows, from which follows c (as Dixon, 1983, from
+    powers); and the mean of ||W x||^2 is more than three times what it estimates, the squared error
+    outside the subspace, with probability below 5e-5 (a chi-squared variable of 16 degrees, if one
+    direction has all of it). Together these fail with probability below 1e-4. The vectors are
+    fixed: this holds for matrices that do not depend on them.
 
     Args:
         forward: Function x -> W x, for W with entries of at most one.
         backward: Function y -> W^T y.
         basis: Orthonormal tensor (s, n, l) with l >= rank.
-        image: W times the basis.
-        back: W^T times the image.
         rank: Integer of at least 1.
+        polynomial: Degree d, and the largest b over h_rank; it is no more than twice what C makes
+            of the vectors x in the quadratic mean, either.
     """
     larger = basis.shape[-1] - rank
+    image = forward(basis)
+    back = backward(image)
     gram = ops.matmul(_turned(image), image)
     residual = back - _projected(basis, back)
     spill = ops.matmul(_turned(residual), residual)
@@ -200,14 +216,20 @@ def certified(forward, backward, basis, image, back, rank):
     seen = forward(probes)
     outside = ops.mean(ops.sum(ops.square(seen), axis=-2), axis=-1)
     inside = ops.trace(gram, axis1=-2, axis2=-1) - kept_energy if larger else 0.0
-    powers, bound = POWERS[larger > 0], 1.0
-    for power in range(powers):
-        probes = backward(seen if power == 0 else forward(probes))
-        probes = probes - _projected(basis, probes)
-        bound = bound * ops.max(ops.abs(probes), axis=(-2, -1)) ** (1 / powers)
-        probes = _scaled(probes)
-    largest = ops.max(ops.sum(ops.square(probes), axis=-2), axis=-1)
-    bound = bound * (largest * (8 / math.pi)) ** (1 / (2 * powers))
+    degree, share = polynomial
+    mapped = backward(seen)
+    mapped = mapped - _projected(basis, mapped)
+    average = ops.sqrt(_mean_square(mapped) / _mean_square(probes))
+    end = ops.minimum(share * energies[:, -1], 2 * average)
+    end = ops.where(end > 0, end, 1.0)[:, None, None]
+    before, probes = probes, mapped * (2 / end) - probes
+    for _ in range(degree - 1):
+        mapped = backward(forward(probes))
+        mapped = (mapped - _projected(basis, mapped)) * (2 / end) - probes
+        before, probes = probes, 2 * mapped - before
+    grown = ops.sqrt(ops.max(ops.sum(ops.square(probes), axis=-2), axis=-1) * (8 / math.pi))
+    place = ops.cosh(ops.arccosh(ops.maximum(grown, 1.0)) / degree)
+    bound = end[:, 0, 0] * (1 + place) / 2
 
     gaps = energies - bound[:, None]
     has_gap = ops.all(gaps > 0, axis=-1)
@@ -232,6 +254,10 @@ def _turned(x):
 
 def _projected(basis, x):
     return ops.matmul(basis, ops.matmul(_turned(basis), x))
+
+
+def _mean_square(x):
+    return ops.mean(ops.square(x), axis=(-2, -1))
 
 
 def _orthonormal(x):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_compaware._math.backend import calls_cost_time, compiled
+from keras_compaware._math.backend import calls_cost_time, compiled, sums_take_no_memory
 from keras_compaware.base import Compressor, Perturbation, Target
 
 _PART, _PARTS = 2**20, 16
@@ -247,16 +247,19 @@ def _measured(before, after):
     size = functools.reduce(ops.maximum, (ops.max(ops.abs(old)) for old, _ in parts))
     unit = ops.where(size > 0, size, 1.0)
     moved = ops.sqrt(sum(ops.sum(ops.square((new - old) / unit)) for old, new in parts))
-    norm = ops.sqrt(sum(ops.sum(ops.square(old / unit)) for old, _ in parts))
+    # By its negative, since what two sums share would be written down, as large as the target.
+    norm = ops.sqrt(sum(ops.sum(ops.square(old / -unit)) for old, _ in parts))
     distortion = moved / ops.where(norm > 0, norm, 1.0) + 0.0 * size
-    zeros = sum(ops.sum(ops.cast(ops.equal(new, 0), "float32")) for _, new in parts)
-    return after, ops.stack([distortion, zeros / math.prod(after.shape)])
+    # The sign of the magnitude, as JAX sums a comparison only by way of a temporary.
+    filled = sum(ops.sum(ops.sign(ops.abs(new))) for _, new in parts)
+    number = math.prod(after.shape)
+    return after, ops.stack([distortion, (number - filled) / number])
 
 
 def _parts(w):
     """The entries in slices, so that what is computed of them is small beside a large kernel."""
     number = math.prod(w.shape)
-    if number <= _PART:
+    if number <= _PART or sums_take_no_memory():
         return [ops.cast(w, "float32")]
     size = max(_PART, -(-number // _PARTS))
     flat = ops.reshape(w, (number,))

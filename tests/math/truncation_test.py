@@ -10,10 +10,12 @@ from keras import ops
 from keras_compaware._math import truncation
 from keras_compaware._math.backend import compiled
 from keras_compaware._math.truncation import (
+    COLD,
+    WARM,
     attempt_from,
     certified,
     krylov_space,
-    subspace,
+    leading,
     truncated,
 )
 
@@ -144,24 +146,28 @@ def test_a_wrong_start_is_refused(decompositions, case, turned):
     assert_best(matrix, 10, factors, allowed=1e-5)
 
 
-def test_what_is_certified_is_the_optimum():
+def products(matrix):
+    """W and its transpose, as functions of what they are multiplied with."""
+    w = ops.convert_to_tensor(matrix[None])
+    return lambda x: ops.matmul(w, x), lambda y: ops.matmul(ops.swapaxes(w, -1, -2), y)
+
+
+POLYNOMIALS = {"warm": WARM, "short": COLD[0][1], "long": COLD[1][1]}
+
+
+@pytest.mark.parametrize("polynomial", POLYNOMIALS)
+@pytest.mark.parametrize("more", [0, 5])
+def test_what_is_certified_is_the_optimum(polynomial, more):
     """A subspace turned away from the best one by and by: never held beyond 0.1 %."""
     random = np.random.default_rng(0)
     matrix = with_values(90, 80, np.repeat([1.0, 0.3], [10, 70]))
-    right = np.linalg.svd(matrix)[2][:10].T
-    away = np.linalg.qr(np.eye(80) - right @ right.T)[0][:, :10] @ random.normal(size=(10, 10))
-    w = ops.convert_to_tensor(matrix[None])
-
-    def forward(x):
-        return ops.matmul(w, x)
-
-    def backward(y):
-        return ops.matmul(ops.swapaxes(w, -1, -2), y)
+    right = np.linalg.svd(matrix)[2][: 10 + more].T
+    away = np.linalg.qr(np.eye(80) - right @ right.T)[0][:, : 10 + more]
+    away = away @ random.normal(size=(10 + more, 10 + more))
 
     @compiled
     def judge(basis):
-        image = forward(basis)
-        return certified(forward, backward, basis, image, backward(image), 10)
+        return certified(*products(matrix), basis, 10, POLYNOMIALS[polynomial])
 
     held = []
     for angle in np.geomspace(1e-4, 1, 25):
@@ -173,6 +179,20 @@ def test_what_is_certified_is_the_optimum():
     assert held[0]
     assert held == sorted(held, reverse=True)
     assert not held[-1]
+
+
+@pytest.mark.parametrize("polynomial", POLYNOMIALS)
+@pytest.mark.parametrize("number", [10, 15])
+@pytest.mark.parametrize("missed", [0, 5, 9])
+def test_what_misses_a_direction_is_refused(polynomial, number, missed):
+    """The other vectors are exact, so that nothing that they are mapped to tells of it."""
+    matrix = with_values(90, 80, 0.9 ** np.arange(80))
+    right = np.linalg.svd(matrix)[2].T
+    basis = np.delete(right, missed, axis=1)[:, :number].astype("float32")
+    holds, *_ = certified(
+        *products(matrix), ops.convert_to_tensor(basis[None]), 10, POLYNOMIALS[polynomial]
+    )
+    assert not array(holds)[0]
 
 
 def test_a_hundred_firings_do_not_drift_away():
@@ -286,33 +306,47 @@ def test_a_random_start_on_few_directions_or_none(decompositions, signal):
     assert np.all(np.isfinite(array(factors[0])))
 
 
-@pytest.mark.parametrize("values", ["noise", "steps"])
-def test_a_flat_spectrum_is_decomposed(decompositions, values):
+@pytest.mark.parametrize("shape", [(512, 512), (512, 600)], ids=str)
+def test_a_spectrum_of_noise_takes_a_longer_space(decompositions, monkeypatch, shape):
+    w = np.random.default_rng(0).normal(size=shape).astype("float32")
+    factors = eagerly(truncated, ops.convert_to_tensor(w[None]), 40)
+    assert decompositions.count == 0
+    assert_best(w, 40, factors)
+    monkeypatch.setattr(truncation, "COLD", (COLD[0], COLD[0]))
+    eagerly(truncated, ops.convert_to_tensor(w[None]), 40)
+    assert decompositions.count == 1
+
+
+def test_equal_singular_values_are_decomposed(decompositions):
     """Of singular values that are equal, a Krylov space finds as many as its blocks are wide."""
-    w = np.random.default_rng(0).normal(size=(512, 512)).astype("float32")
-    if values == "steps":
-        w = with_values(512, 512, EIGENVALUES["steps"](512))
+    w = with_values(512, 512, EIGENVALUES["steps"](512))
     factors = eagerly(truncated, ops.convert_to_tensor(w[None]), 40)
     assert decompositions.count == 1
     assert_best(w, 40, factors, allowed=1e-5)
 
 
-def test_the_spaces_are_orthonormal_and_hold_their_images():
+def test_a_space_is_orthonormal_and_the_same_when_it_is_continued():
     w = with_values(120, 110, EIGENVALUES["harmonic"](110))
+    forward, backward = products(w)
+    start = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(1, 110, 8)), "float32")
+    whole = krylov_space(forward, backward, start, 6)
+    parts = krylov_space(forward, backward, krylov_space(forward, backward, start, 2), 6)
+    for space in (whole, parts):
+        basis, gram, following = (array(part)[0] for part in space)
+        assert (basis.shape, gram.shape, following.shape) == ((110, 48), (48, 48), (110, 8))
+        both = np.concatenate([basis, following], axis=1)
+        np.testing.assert_allclose(both.T @ both, np.eye(56), atol=1e-5)
+        np.testing.assert_allclose(gram, basis.T @ w.T @ w @ basis, atol=1e-5)
+    np.testing.assert_allclose(array(whole[0]), array(parts[0]), atol=1e-5)
 
-    def forward(x):
-        return ops.matmul(ops.convert_to_tensor(w[None]), x)
 
-    def backward(y):
-        return ops.matmul(ops.convert_to_tensor(w.T[None].copy()), y)
-
-    start = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(1, 120, 5)), "float32")
-    for space in (subspace(forward, backward, start), krylov_space(forward, backward, 1, 110, 8)):
-        basis, image, back = (array(part)[0] for part in space)
-        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
-        np.testing.assert_allclose(image, w @ basis, atol=1e-5)
-        np.testing.assert_allclose(back, w.T @ image, atol=1e-5)
-    assert basis.shape == (110, 16 * truncation.BLOCKS)
+def test_the_leading_vectors_of_a_space():
+    w = with_values(120, 110, EIGENVALUES["exponential"](110))
+    start = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(1, 110, 16)), "float32")
+    basis, gram, _ = krylov_space(*products(w), start, 5)
+    found = array(leading(basis, gram, 8))[0]
+    best = np.linalg.svd(w)[2][:8]
+    np.testing.assert_allclose(np.abs(best @ found), np.eye(8), atol=1e-3)
 
 
 def test_the_probability_that_all_probes_miss_is_as_stated():
