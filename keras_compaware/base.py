@@ -379,6 +379,14 @@ class Compressor(Value, keras.constraints.Constraint):
         """
         raise ValueError(f"{self} has no basis.")
 
+    def follow(self, basis, w, axes=None):
+        """Returns `(code, basis)`: as `encode_on`, and the basis for the kernel of the next step.
+
+        A codebook or a scale follows its kernel, by the rounds of every step; singular vectors
+        stay.
+        """
+        return self.encode_on(basis, w, axes), basis
+
     def refuse_variable(self, w):
         """Raises if called by Keras as `kernel_constraint=` although a decomposition is needed."""
         if self.needs_decomposition and isinstance(w, keras.Variable):
@@ -460,7 +468,11 @@ class Chain(Compressor):
         return self._compress_payload(code, previous)
 
     def encode_on(self, basis, w, axes=None):
-        return self._compress_payload(self._first.encode_on(basis, w, axes), None)
+        return self.follow(basis, w, axes)[0]
+
+    def follow(self, basis, w, axes=None):
+        code, basis = self._first.follow(basis, w, axes)
+        return self._compress_payload(code, None), basis
 
     def decode(self, code):
         return self._first.decode(code.plain(self._rest))

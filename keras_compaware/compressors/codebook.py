@@ -125,13 +125,20 @@ class UniformQuantization(_Grid):
         return (self._number_of_rows(shape, axes), 1)
 
     def basis(self, w, axes=None):
-        # A share of the largest magnitude, so that the grid grows with its kernel.
-        w, axes, _ = as_kernel(w, axes)
-        largest = ops.max(ops.abs(self._to_rows(w, axes)), axis=-1, keepdims=True)
-        return self.encode(w, axes=axes).parts["scale"] / ops.where(largest > 0, largest, 1.0)
+        return self._share(self.encode(w, axes=axes), w, axes)
 
     def encode_on(self, basis, w, axes=None):
         return self._encode(w, axes, rounds=codebook.REFRESHED, start=basis)
+
+    def follow(self, basis, w, axes=None):
+        code = self.encode_on(basis, w, axes)
+        return code, self._share(code, w, axes)
+
+    def _share(self, code, w, axes):
+        """The scale as a share of the largest magnitude, so that the grid grows with its kernel."""
+        w, axes, _ = as_kernel(w, axes)
+        largest = ops.max(ops.abs(self._to_rows(w, axes)), axis=-1, keepdims=True)
+        return code.parts["scale"] / ops.where(largest > 0, largest, 1.0)
 
     def _fit(self, rows, mask, **how):
         # Entries that are not stored are zeros, which every grid holds: they change no scale.
@@ -197,6 +204,10 @@ class _Levels(_PerRow):
         if not self.warm_starts:
             return super().encode_on(basis, w, axes)
         return self._encode(w, axes, rounds=min(self.rounds, codebook.REFRESHED), start=basis)
+
+    def follow(self, basis, w, axes=None):
+        code = self.encode_on(basis, w, axes)
+        return code, code.parts[self._levels]
 
     def _encode(self, w, axes, mask=None, previous=None, rounds=None, start=None):
         dtype = w.dtype

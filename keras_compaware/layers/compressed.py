@@ -9,6 +9,8 @@ from keras_compaware._math.backend import compiled
 from keras_compaware.base import Chain, Compressor, check_alpha, check_integer, register
 from keras_compaware.kernels import find_targets, reason_to_skip
 
+_CLEARLY = 0.1  # less of the squared error, for which a basis that follows its kernel is given up
+
 
 @register
 class Compressed(keras.layers.Wrapper):
@@ -18,13 +20,15 @@ class Compressed(keras.layers.Wrapper):
     handed to the latent kernel unchanged (the straight-through estimator of Bengio et al., 2013).
 
     What would take too long in every step is kept as a variable, the basis of the kernel, which
-    `CompressionCallback` (every `Recipe` brings one) fits when training begins and again every so
-    many steps. Of `LowRank` and `Tucker2` it is V, and in the training step the kernel is W V V^T,
-    matrix products only; without a basis the kernel is used as it is. Of a quantizer it is the
-    codebook or the scale, which in the training step is fitted to the present kernel for two rounds
-    from there; without a basis it is fitted from nothing, as by C(w) itself. Once `fit` ends with
-    that callback, the latent kernel itself is compressed by C and the basis dropped; `compact`
-    replaces the wrapper by the plain layer.
+    `CompressionCallback` (every `Recipe` brings one) fits when training begins. Of `LowRank` and
+    `Tucker2` it is V, fitted again every so many steps, and in the training step the kernel is
+    W V V^T, matrix products only; without a basis the kernel is used as it is. Of a quantizer it is
+    the codebook or the scale, which follows the kernel: two rounds of its fit in every training
+    step, from where the step before has left it. Every so many steps it is fitted from nothing as
+    well, which counts only if the squared error is a tenth less. Without a basis it is fitted from
+    nothing, as by C(w) itself. Once `fit` ends with that callback, the latent kernel itself becomes
+    the kernel that the forward pass has used, and the basis is dropped; `compact` replaces the
+    wrapper by the plain layer.
 
     Args:
         layer: Any layer with kernels that `register_kernels` knows, built or not.
@@ -101,9 +105,10 @@ class Compressed(keras.layers.Wrapper):
             self._find_kernels()
         super().build_from_config({})
 
-    def call(self, *args, **kwargs):
+    def call(self, *args, training=None, **kwargs):
+        # The inner layer takes `training` from the context of the call.
         state = {id(v): (v, v.value) for v in self.layer.variables}
-        for target, compressed in self.forward_kernels():
+        for target, compressed in self._forward_kernels(training):
             variable = target.variables[0]
             w = variable.value
             # The bracket is exactly zero, so that the forward kernel is C(w) to the bit.
@@ -129,9 +134,12 @@ class Compressed(keras.layers.Wrapper):
 
     def forward_kernels(self):
         """Returns `[(target, kernel that the forward pass uses for it), ...]`."""
+        return self._forward_kernels(training=False)
+
+    def _forward_kernels(self, training):
         bases = self.bases or [None] * len(self.targets)
         return [
-            (target, self._blended(target.read(), target.axes, basis))
+            (target, self._blended(target.read(), target.axes, basis, training))
             for target, basis in zip(self.targets, bases, strict=True)
         ]
 
@@ -146,9 +154,18 @@ class Compressed(keras.layers.Wrapper):
         return [*self.bases, *([self.share] if self.share is not None else [])]
 
     def refresh(self):
-        """Fits the bases to the present kernels. Not inside a training step."""
+        """Fits the bases to the present kernels. Not inside a training step.
+
+        One that follows its kernel stays unless the new fit is clearly better, as every other fit
+        moves many weights at once for little.
+        """
+        stays = self.is_fitted and not self.compressor.needs_decomposition
         for target, basis in zip(self.targets or [], self.bases, strict=False):
-            basis.assign(_basis_map(self.compressor, target.axes)(target.read()))
+            if stays:
+                following = _better_basis_map(self.compressor, target.axes)
+                basis.assign(following(target.read(), ops.cast(basis.value, "float32")))
+            else:
+                basis.assign(_basis_map(self.compressor, target.axes)(target.read()))
 
     def blend(self, step):
         """Sets the share of the latent kernel to what the ramp says after an optimizer step."""
@@ -199,6 +216,7 @@ class Compressed(keras.layers.Wrapper):
                     trainable=False,
                     name=f"basis_{number}",
                     autocast=False,
+                    aggregation="only_first_replica",  # they are equal
                 )
                 self.bases.append(basis)
         if self.alpha is not None:
@@ -210,27 +228,33 @@ class Compressed(keras.layers.Wrapper):
                 autocast=False,
             )
 
-    def _blended(self, w, axes, basis):
-        compressed = self._compressed(w, axes, basis)
+    def _blended(self, w, axes, basis, training):
+        compressed = self._compressed(w, axes, basis, training)
         if self.share is None:
             return compressed
         alpha = ops.cast(self.share, w.dtype)
         return alpha * ops.convert_to_tensor(w) + (1.0 - alpha) * compressed
 
-    def _compressed(self, w, axes, basis):
+    def _compressed(self, w, axes, variable, training):
         compressor = self.compressor
         w = ops.stop_gradient(w)  # the gradient goes around the compressor
-        if basis is None:
+        if variable is None:
             return compressor(w, axes=axes)
-        basis = ops.cast(basis, "float32")
+        basis = ops.cast(variable, "float32")
         fitted = ops.any(basis != 0)
+        if compressor.needs_decomposition:
+            return ops.where(fitted, compressor.decode(compressor.encode_on(basis, w, axes)), w)
 
         def on_basis():
-            return compressor.decode(compressor.encode_on(basis, w, axes))
+            code, following = compressor.follow(basis, w, axes)
+            return compressor.decode(code), following
 
-        if compressor.needs_decomposition:
-            return ops.where(fitted, on_basis(), w)
-        return ops.cond(fitted, on_basis, lambda: compressor(w, axes=axes))
+        compressed, following = ops.cond(
+            fitted, on_basis, lambda: (compressor(w, axes=axes), basis)
+        )
+        if training:
+            variable.assign(ops.stop_gradient(following))
+        return compressed
 
 
 def _refuse_unsuitable(compressor):
@@ -254,6 +278,22 @@ def _refuse_unsuitable(compressor):
 def _basis_map(compressor, axes):
     """The whole fit, compiled once: on JAX, loops are compiled at each call otherwise."""
     return compiled(lambda kernel: compressor.basis(kernel, axes))
+
+
+@functools.lru_cache(maxsize=256)
+def _better_basis_map(compressor, axes):
+    """The basis that is kept, or the whole fit where it errs by a tenth less, compiled once."""
+
+    def error_on(basis, kernel):
+        difference = compressor.decode(compressor.encode_on(basis, kernel, axes)) - kernel
+        return ops.sum(ops.square(ops.cast(difference, "float32")))
+
+    def better(kernel, basis):
+        found = compressor.basis(kernel, axes)
+        is_better = error_on(found, kernel) < (1 - _CLEARLY) * error_on(basis, kernel)
+        return ops.where(is_better, found, basis)
+
+    return compiled(better)
 
 
 def compressed_layers(model):

@@ -8,6 +8,7 @@ import time
 import weakref
 
 import keras
+from keras import ops
 
 from keras_compaware.base import (
     AtEnd,
@@ -24,6 +25,7 @@ from keras_compaware.training.firing import (
     constrained,
     costs_less_together,
     encoded,
+    encoded_on,
     finite,
     num_dead_channels,
     pruned,
@@ -451,7 +453,11 @@ class CompressionCallback(keras.callbacks.Callback):
         return self._settled[key]
 
     def _finish(self, step):
-        """Applies what is left of the proximal maps, then compresses every target exactly."""
+        """Applies what is left of the proximal maps, then compresses every target.
+
+        Kernels of straight-through layers become what the forward pass has last run with, the
+        others the codes that their compressors find.
+        """
         self.codes, self.compressors = {}, {}
         with self._firing(step, final=True) as changes:
             for job in self._proximal_jobs():
@@ -472,7 +478,10 @@ class CompressionCallback(keras.callbacks.Callback):
         ]
         compressor = members[0] if len(members) == 1 else Chain(members)
         self.compressors[target.name] = compressor
-        if compressor.repeats:
+        basis = self._basis_of(target, compressors)
+        if basis is not None:
+            rewrite = encoded_on(target, compressor, basis)
+        elif compressor.repeats:
             rewrite = self._constrained(keys[0], target, compressor, step)
         else:
             previous = self._previous.get(keys[0]) if len(members) == 1 else None
@@ -481,6 +490,19 @@ class CompressionCallback(keras.callbacks.Callback):
         if not compressor.repeats:
             self.codes[target.name] = code
         return change
+
+    def _basis_of(self, target, compressors):
+        """The basis that a straight-through layer has fitted for a target, or None.
+
+        None as well if other compressors act on the target.
+        """
+        for wrapper in self._wrappers:
+            if [wrapper.compressor] != [compressor for _, compressor in compressors]:
+                continue
+            for own, basis in zip(wrapper.targets or (), wrapper.bases, strict=False):
+                if own.variables[0] is target.variables[0] and wrapper.is_fitted:
+                    return ops.cast(basis.value, "float32")
+        return None
 
     def _refuse_callbacks_that_undo(self, callbacks):
         if self not in callbacks or not self._finals:

@@ -80,10 +80,22 @@ def encoded(target, compressor, previous=None):
         compressor: A compressor.
         previous: The code of an earlier call, from which an iterative fit starts, or None.
     """
-    layout, cold, warm = _encoding(compressor, target.axes, target.shape, target.dtype)
+    layout, cold, warm, _ = _encoding(compressor, target.axes, target.shape, target.dtype)
     if previous is None:
         return Rewrite(target, cold, (target.read(),), layout)
     return Rewrite(target, warm, (target.read(), previous.arrays()), layout)
+
+
+def encoded_on(target, compressor, basis):
+    """Returns the `Rewrite` of a target by its decoded code on a basis that was fitted before.
+
+    Args:
+        target: The target.
+        compressor: A compressor.
+        basis: What `compressor.basis` has returned.
+    """
+    layout, *_, on_basis = _encoding(compressor, target.axes, target.shape, target.dtype)
+    return Rewrite(target, on_basis, (target.read(), basis), layout)
 
 
 def shrunk(target, regularizer, step_size, budget=None):
@@ -213,12 +225,17 @@ def _constrained(constraint, axes, with_budget):
 
 @functools.lru_cache(maxsize=256)
 def _encoding(compressor, axes, shape, dtype):
-    """A list for the layout of the code, and functions without and with a previous one."""
+    """A list for the layout of the code, and functions that encode.
+
+    From nothing, from a previous code, and on a basis.
+    """
     del shape, dtype  # the layout of a code depends on them
     layout = []
 
     def encoded(w, previous=None):
-        code = compressor.encode(w, previous=previous, axes=axes)
+        return noted(w, compressor.encode(w, previous=previous, axes=axes))
+
+    def noted(w, code):
         arrays = code.arrays()
         layout[:] = [code.with_arrays(keras.tree.map_structure(lambda _: None, arrays))]
         return *_measured(w, compressor.decode(code)), arrays
@@ -226,7 +243,10 @@ def _encoding(compressor, axes, shape, dtype):
     def encoded_from(w, arrays):
         return encoded(w, layout[0].with_arrays(arrays))
 
-    return layout, encoded, encoded_from
+    def encoded_on_basis(w, basis):
+        return noted(w, compressor.encode_on(basis, w, axes))
+
+    return layout, encoded, encoded_from, encoded_on_basis
 
 
 @functools.lru_cache(maxsize=256)
