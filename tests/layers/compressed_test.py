@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_compaware import (
+    BinaryCodeQuantization,
     Chain,
     Compressed,
     CompressionCallback,
@@ -152,11 +153,28 @@ class BasisLog(keras.callbacks.Callback):
         self.seen.append(array(self.wrapper.bases[0]).copy())
 
 
-@pytest.mark.parametrize("compressor", [LowRank(rank=2), WeightClustering(4)], ids=str)
-def test_the_callback_refreshes_the_basis_every_n_steps(compressor):
-    wrapper = Compressed(keras.layers.Dense(6, name="wide"), compressor, every=3)
+class ForwardLog(BasisLog):
+    """The latent kernel and the one of the forward pass after each step, beside the basis."""
+
+    def __init__(self, wrapper):
+        super().__init__(wrapper)
+        self.kernels = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        ((target, forward),) = self.wrapper.forward_kernels()
+        self.kernels.append((array(target.read()).copy(), array(forward).copy()))
+
+
+def wrapped_model(compressor, every):
+    wrapper = Compressed(keras.layers.Dense(6, name="wide"), compressor, every=every)
     model = keras.Sequential([keras.Input((7,)), wrapper])
     model.compile(keras.optimizers.SGD(0.5), "mse")
+    return wrapper, model
+
+
+def test_the_callback_refreshes_the_basis_every_n_steps():
+    wrapper, model = wrapped_model(LowRank(rank=2), every=3)
     log = BasisLog(wrapper)
     callback = CompressionCallback()
     train(model, data((7,), 16), data((6,), 16, 1), callbacks=[callback, log])  # 8 steps
@@ -167,14 +185,81 @@ def test_the_callback_refreshes_the_basis_every_n_steps(compressor):
     ]
     assert changed == [3, 6]
     assert np.any(log.seen[0])  # fitted when training begins
-    assert not np.any(array(wrapper.bases[0]))  # and no more needed when it has ended
+
+
+FOLLOWING = pytest.mark.parametrize(
+    "compressor",
+    [
+        WeightClustering(4),
+        pytest.param(UniformQuantization(3, axis="outputs"), marks=pytest.mark.once),
+        pytest.param(BinaryCodeQuantization(2, fit="alternating"), marks=pytest.mark.once),
+        pytest.param(Chain([WeightClustering(4), UniformQuantization(8)]), marks=pytest.mark.once),
+    ],
+    ids=str,
+)
+
+
+@FOLLOWING
+def test_the_basis_of_a_quantizer_follows_its_kernel(compressor):
+    wrapper, model = wrapped_model(compressor, every=100)
+    log = ForwardLog(wrapper)
+    train(model, data((7,), 16), data((6,), 16, 1), callbacks=[CompressionCallback(), log])
+    for number in range(1, len(log.seen)):
+        before, kernel = log.seen[number - 1], log.kernels[number - 1][0]
+        _, following = compressor.follow(*map(keras.ops.convert_to_tensor, (before, kernel)))
+        np.testing.assert_allclose(log.seen[number], array(following), rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(log.seen[0], log.seen[-1])
+
+
+@FOLLOWING
+def test_only_training_moves_the_basis(compressor):
+    wrapper, model = wrapped_model(compressor, every=100)
+    wrapper.refresh()
+    wrapper.layer.kernel.assign(1.5 * data((7, 6), 1)[0])
+    before = array(wrapper.bases[0]).copy()
+    model.predict(data((7,), 8), verbose=0)
+    model.evaluate(data((7,), 8), data((6,), 8), verbose=0)
+    model(data((7,), 8))
+    np.testing.assert_array_equal(array(wrapper.bases[0]), before)
+
+
+def test_a_whole_fit_counts_only_if_it_is_clearly_better():
+    wrapper, _ = wrapped_model(WeightClustering(4), every=100)
+    wrapper.refresh()
+    best = array(wrapper.bases[0]).copy()
+    near = best + 0.02 * np.ptp(best) * np.array([[1, -1, 1, -1]])
+    wrapper.bases[0].assign(near)
+    wrapper.refresh()
+    np.testing.assert_allclose(array(wrapper.bases[0]), near, rtol=1e-6)
+    wrapper.bases[0].assign(best[:, :1] + 1e-3 * np.arange(4))  # all at the lowest values
+    wrapper.refresh()
+    np.testing.assert_array_equal(array(wrapper.bases[0]), best)
+
+
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        LowRank(rank=2),
+        WeightClustering(4),
+        pytest.param(UniformQuantization(3, axis="outputs"), marks=pytest.mark.once),
+        pytest.param(BinaryCodeQuantization(2, fit="alternating"), marks=pytest.mark.once),
+        pytest.param(Chain([LowRank(rank=2), UniformQuantization(4)]), marks=pytest.mark.once),
+    ],
+    ids=str,
+)
+def test_training_ends_with_the_kernel_that_it_has_run_with(compressor):
+    wrapper, model = wrapped_model(compressor, every=3)
+    log = ForwardLog(wrapper)
+    train(model, data((7,), 16), data((6,), 16, 1), callbacks=[CompressionCallback(), log])
     w = array(wrapper.layer.kernel)
-    if compressor.needs_decomposition:
+    np.testing.assert_allclose(w, log.kernels[-1][1], rtol=1e-5, atol=1e-6)
+    assert not np.any(array(wrapper.bases[0]))  # no more needed
+    if isinstance(compressor, LowRank):
         assert np.linalg.matrix_rank(w, tol=1e-5) == 2
-    else:
-        assert len(np.unique(w)) == 4
+    if isinstance(compressor, WeightClustering):
+        assert len(np.unique(w)) <= 4
     ((_, forward),) = wrapper.forward_kernels()
-    np.testing.assert_array_equal(array(forward), w)
+    np.testing.assert_allclose(array(forward), w, atol=1e-5)
 
 
 @pytest.mark.parametrize("compressor", [MagnitudePruning(0.5), LowRank(rank=2)], ids=str)
