@@ -36,6 +36,18 @@ def compiled(function):
     return call
 
 
+def compiled_outside_graphs(function):
+    """Returns a function that is quick outside of a graph as well, and differentiable.
+
+    JAX compiles a loop or a branch anew each time that it is called by itself; under `jit` once.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
 def _graph_function(function):
     """A TensorFlow function that is traced once for each shape, whatever is passed in."""
     import tensorflow as tf

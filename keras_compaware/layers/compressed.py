@@ -5,7 +5,7 @@ import functools
 import keras
 from keras import ops
 
-from keras_compaware._math.backend import compiled
+from keras_compaware._math.backend import compiled, compiled_outside_graphs
 from keras_compaware.base import Chain, Compressor, check_alpha, check_integer, register
 from keras_compaware.kernels import find_targets, reason_to_skip
 
@@ -239,19 +239,12 @@ class Compressed(keras.layers.Wrapper):
         compressor = self.compressor
         w = ops.stop_gradient(w)  # the gradient goes around the compressor
         if variable is None:
-            return compressor(w, axes=axes)
+            return _kernel_map(compressor, axes)(w)
         basis = ops.cast(variable, "float32")
-        fitted = ops.any(basis != 0)
         if compressor.needs_decomposition:
-            return ops.where(fitted, compressor.decode(compressor.encode_on(basis, w, axes)), w)
-
-        def on_basis():
-            code, following = compressor.follow(basis, w, axes)
-            return compressor.decode(code), following
-
-        compressed, following = ops.cond(
-            fitted, on_basis, lambda: (compressor(w, axes=axes), basis)
-        )
+            projected = compressor.decode(compressor.encode_on(basis, w, axes))
+            return ops.where(ops.any(basis != 0), projected, w)
+        compressed, following = _following_map(compressor, axes)(w, basis)
         if training:
             variable.assign(ops.stop_gradient(following))
         return compressed
@@ -272,6 +265,26 @@ def _refuse_unsuitable(compressor):
             "from one refreshment to the next. Give a rank or a ratio, or compress by Every(...), "
             "which keeps the rank of its first firing."
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _kernel_map(compressor, axes):
+    return compiled_outside_graphs(lambda w: compressor(w, axes=axes))
+
+
+@functools.lru_cache(maxsize=256)
+def _following_map(compressor, axes):
+    """The kernel on a basis, and the basis after it; without one, what is fitted from nothing."""
+
+    def following(w, basis):
+        def on_basis():
+            code, after = compressor.follow(basis, w, axes)
+            return compressor.decode(code), after
+
+        fitted = ops.any(basis != 0)
+        return ops.cond(fitted, on_basis, lambda: (compressor(w, axes=axes), basis))
+
+    return compiled_outside_graphs(following)
 
 
 @functools.lru_cache(maxsize=256)

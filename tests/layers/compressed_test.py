@@ -223,6 +223,22 @@ def test_only_training_moves_the_basis(compressor):
     np.testing.assert_array_equal(array(wrapper.bases[0]), before)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="only JAX compiles single calls")
+def test_calls_outside_of_a_graph_are_compiled_once(monkeypatch):
+    calls, follow = [], UniformQuantization.follow
+
+    def counted(self, *args):
+        calls.append(self)
+        return follow(self, *args)
+
+    monkeypatch.setattr(UniformQuantization, "follow", counted)
+    _, model = wrapped_model(UniformQuantization(13), every=100)
+    before = len(calls)
+    for _ in range(4):
+        model(data((7,), 8), training=True)
+    assert len(calls) <= before + 1
+
+
 def test_a_whole_fit_counts_only_if_it_is_clearly_better():
     wrapper, _ = wrapped_model(WeightClustering(4), every=100)
     wrapper.refresh()
