@@ -3,6 +3,7 @@
 import fnmatch
 import gc
 import importlib.util
+import itertools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -27,10 +28,10 @@ ONCE = (
     *("reliability/data_files_test.py", "reliability/model_files_test.py"),
     *("reliability/faults_test.py", "reliability/interruption_test.py"),
 )
-_MANY_MAPPINGS, _LOOK_EVERY = 40_000, 10
-_since_looked: list[str] = []
-
 NOT_ONCE = ("cli/distribution_test.py", "cli/resume_test.py", "cli/train_test.py")
+
+_MANY_MAPPINGS, _LOOK_EVERY = 40_000, 10
+_tests_done = itertools.count(1)
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
@@ -61,23 +62,20 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _compiled_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+def _compiled_programs() -> Iterator[None]:
     """Forgets what JAX has compiled before Linux runs out of mappings for it and ends the process.
 
     A process may have 65,530 of them by default, and a test that trains leaves up to a thousand.
     """
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if os.environ["KERAS_BACKEND"] != "jax" or not maps.exists():
+    if os.environ["KERAS_BACKEND"] != "jax" or not maps.exists() or next(_tests_done) % _LOOK_EVERY:
         return
-    _since_looked.append(request.node.nodeid)
-    if len(_since_looked) >= _LOOK_EVERY:
-        _since_looked.clear()
-        if len(maps.read_bytes().splitlines()) > _MANY_MAPPINGS:
-            import jax
+    if len(maps.read_bytes().splitlines()) > _MANY_MAPPINGS:
+        import jax
 
-            jax.clear_caches()
-            gc.collect()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

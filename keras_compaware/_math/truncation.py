@@ -146,10 +146,10 @@ def krylov_space(forward, backward, start, blocks):
         new = _orthonormal(new) * _filled(new)
         basis, gram = new[..., :0], ops.matmul(_turned(new[..., :0]), new[..., :0])
     width = new.shape[-1]
+    filled = _filled(ops.concatenate([basis, new], axis=-1))  # the same for every block
     for _ in range(basis.shape[-1] // width, blocks):
         basis = ops.concatenate([basis, new], axis=-1)
         mapped = backward(forward(new))
-        filled = _filled(mapped)
         column = ops.matmul(_turned(basis), mapped)
         row = _turned(column[..., :-width, :])
         gram = ops.concatenate([ops.concatenate([gram, row], axis=-2), column], axis=-1)
